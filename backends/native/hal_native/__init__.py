@@ -1,0 +1,68 @@
+"""The reference backend: every op in plain torch, on every device torch has."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from hal import Backend, Capability, Device, Kernel, hookimpl
+from hal_native import activation, attention, kv_cache, norm, rotary, sampling
+
+backend = Backend(api=1, torch=">=2.7")
+
+
+@hookimpl
+def hal_devices() -> list[Device]:
+    """The host, and whatever accelerator torch itself knows of, without initialising it."""
+    found = [Device("cpu", name=_processor(), accelerator=False)]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        found += [Device(accelerator.type, i) for i in range(torch.accelerator.device_count())]
+    return found
+
+
+@hookimpl
+def hal_capabilities(device: Device) -> set[Capability]:
+    """Shapes without data work anywhere; of the host torch promises more."""
+    if device.type != "cpu":
+        return {Capability.FAKE_KERNELS}
+    return {Capability.FAKE_KERNELS, Capability.COMPILE, Capability.BF16, Capability.FP8}
+
+
+def _processor() -> str:
+    """The processor's model as torch reports it, such as ``AVX512``, since Python knows no portable name."""
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _offer(op: str, family: ModuleType) -> object:
+    def hook(device: Device) -> Kernel:
+        del device
+        # Nothing in a reference reads a value on the host, so that a device graph may hold it.
+        return Kernel(fn=getattr(family, op), name="torch", graph_safe=True, deterministic=True)
+
+    return hookimpl(hook)
+
+
+for _family, _ops in {
+    activation: ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"),
+    norm: (
+        "rms_norm",
+        "fused_add_rms_norm",
+        "gemma_rms_norm",
+        "gemma_fused_add_rms_norm",
+        "layer_norm",
+    ),
+    rotary: ("rotary_embedding",),
+    attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
+    kv_cache: ("store_kv_cache_",),
+    sampling: (
+        "softmax",
+        "top_k_renorm",
+        "top_p_renorm",
+        "min_p_renorm",
+        "sample",
+        "apply_token_bitmask_",
+    ),
+}.items():
+    globals().update({op: _offer(op, _family) for op in _ops})

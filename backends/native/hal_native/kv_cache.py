@@ -1,0 +1,53 @@
+"""The paged key-value cache in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hal_native.arithmetic import wide
+
+
+def per_head(scale: Tensor | float | None, x: Tensor) -> Tensor:
+    """A scale in the shape and dtype that multiplies or divides ``x`` [..., kv_heads, head_dim]."""
+    if isinstance(scale, Tensor):
+        return scale.to(x.dtype).reshape(-1, 1)
+    return x.new_full((1, 1), 1.0 if scale is None else scale)
+
+
+def encode(x: Tensor, dtype: torch.dtype, scale: Tensor | float | None) -> Tensor:
+    """The rows as a cache of ``dtype`` holds them."""
+    if x.dtype == dtype:
+        return x
+    limit = torch.finfo(dtype).max
+    scaled = wide(x) / per_head(scale, wide(x))
+    # The cast alone saturates for e4m3fn only, and not on every device.
+    return scaled.clamp(-limit, limit).to(dtype)
+
+
+def store_rows(cache: Tensor, rows: Tensor, slots: Tensor) -> None:
+    """Write each row into its slot, but for negative slots."""
+    if rows.numel() == 0 or cache.numel() == 0:
+        return
+    stored = slots >= 0
+    # A skipped token repeats the write of one that is stored, which is the same in any order of the
+    # writes. Where none is stored, slot 0 gets its own content back and nothing else writes it.
+    source = torch.arange(len(slots), device=slots.device).where(stored, stored.int().argmax())
+    slots = slots.long()[source].clamp(min=0)
+    rows = torch.where(stored.any(), rows[source], cache[0, 0])
+    cache.index_put_((slots // cache.shape[1], slots % cache.shape[1]), rows)
+
+
+def store_kv_cache_(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: Tensor | float | None = None,
+    v_scale: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:
+    store_rows(k_cache, encode(k, k_cache.dtype, k_scale), slot_mapping)
+    store_rows(v_cache, encode(v, v_cache.dtype, v_scale), slot_mapping)
+    return k_cache, v_cache

@@ -1,0 +1,53 @@
+"""Normalisations in plain torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hal_native.arithmetic import wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _over_root(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # Arithmetic on transposed rows keeps them transposed.
+    return x.to(dtype).contiguous()
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
+    normed = _over_root(wide(x), eps)
+    return _rounded(normed if weight is None else normed * wide(weight), x.dtype)
+
+
+def fused_add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    total = wide(x) + wide(residual)
+    normed = _over_root(total, eps) * wide(weight)
+    return _rounded(normed, x.dtype), _rounded(total, residual.dtype)
+
+
+def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    return rms_norm(x, 1 + wide(weight), eps)
+
+
+def gemma_fused_add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    return fused_add_rms_norm(x, residual, 1 + wide(weight), eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
+    centred = wide(x) - wide(x).mean(-1, keepdim=True)
+    # A float32 mean is off by some 1e-7 of itself, which shows in rows far from zero: once more.
+    centred = centred - centred.mean(-1, keepdim=True)
+    normed = _over_root(centred, eps)
+    scaled = normed if weight is None else normed * wide(weight)
+    return _rounded(scaled if bias is None else scaled + wide(bias), x.dtype)

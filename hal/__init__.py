@@ -1,0 +1,44 @@
+"""hal: one name for each LLM operator, the best kernel for the device its tensors are on."""
+
+from hal import ops
+from hal.compat import Repair
+from hal.dispatch import bind, explain
+from hal.errors import BackendError, HalError, InvalidInput, InvalidType, NoKernel
+from hal.functions import install
+from hal.hardware import Capability, Device
+from hal.hookspecs import Backend, hookimpl
+from hal.op import Kernel
+from hal.policy import prefer, use
+from hal.probe import device, devices, supports
+from hal.report import backends, fingerprint, report, require, trace
+from hal.version import __version__
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "Capability",
+    "Device",
+    "HalError",
+    "InvalidInput",
+    "InvalidType",
+    "Kernel",
+    "NoKernel",
+    "Repair",
+    "__version__",
+    "backends",
+    "bind",
+    "device",
+    "devices",
+    "explain",
+    "fingerprint",
+    "hookimpl",
+    "ops",
+    "prefer",
+    "report",
+    "require",
+    "supports",
+    "trace",
+    "use",
+]
+
+install()

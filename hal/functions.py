@@ -1,0 +1,128 @@
+"""The functions of ``hal.ops``: one per form of an op, with its signature, docstring and the fast path inline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+
+from hal import ops
+from hal.dispatch import Form, blame, call, forms
+from hal.library import register
+from hal.op import OPS
+from hal.policy import active
+
+__all__ = ["FORMS", "install"]
+
+# The kernel planned for the latest arguments runs if one call into torch finds these alike. What that cannot
+# see is asked beside it: dispatch modes, the active policy, plain arguments, and whether gradients are recorded.
+# The names are closed over, since Dynamo looks a function's globals up in the module it says it is from.
+_TEMPLATE = '''
+def make({names}):
+    def {name}({signature}):
+        if compiling():
+            return traced(({flat}), {out})
+        if {no_out}not modes():
+            policy = active()
+            for check, free, stated, {stored}run, chosen in recent:
+                if stated is policy and {same}(free or not grad()) and check({tensors}):
+                    try:
+                        return run({arguments})
+                    except Exception as error:
+                        blame(name, chosen, error)
+                        raise
+        return call(form, ({flat}), {out})
+    return {name}
+'''
+
+
+def _source(form: Form, names: str) -> str:
+    parameters = form.op.parameters
+    plain = [p.name for p in parameters if not p.tensor]
+    return _TEMPLATE.format(
+        names=names,
+        name=form.name,
+        signature=_parameters(form),
+        flat="".join(f"{p.name}, " for p in parameters),
+        out="None" if form.inplace else "out",
+        no_out="" if form.inplace else "out is None and ",
+        stored="".join(f"{name}_then, " for name in plain),
+        same="".join(f"{name} == {name}_then and " for name in plain),
+        tensors=", ".join(p.name for p in parameters if p.tensor),
+        arguments=", ".join(f"{p.name}={p.name}" if p.keyword_only else p.name for p in parameters),
+    )
+
+
+def _parameters(form: Form) -> str:
+    """The parameter list as source; defaults are names, so that any object can be one."""
+    texts: list[str] = []
+    starred = False
+    for parameter in form.op.parameters:
+        if parameter.keyword_only and not starred:
+            texts.append("*")
+            starred = True
+        required = parameter.default is inspect.Parameter.empty
+        texts.append(parameter.name if required else f"{parameter.name}=_{parameter.name}")
+    if not form.inplace:
+        texts += ["out=None"] if starred else ["*", "out=None"]
+    return ", ".join(texts)
+
+
+def _signature(form: Form) -> inspect.Signature:
+    """The op's signature, with ``out`` where the form has it."""
+    signature = form.op.signature
+    if form.inplace:
+        return signature
+    several = f"tuple[{', '.join(['Tensor'] * len(form.op.results))}]" if form.op.results else "Tensor"
+    out = inspect.Parameter(
+        "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f"{several} | None"
+    )
+    return signature.replace(parameters=[*signature.parameters.values(), out])
+
+
+def _doc(form: Form) -> str | None:
+    doc = inspect.getdoc(form.op.contract)
+    if not form.inplace or form.op.mutates:
+        return doc
+    written = " and ".join(f"``{name}``" for name in form.op.inplace)
+    return f"``hal.ops.{form.op.name}`` in place: overwrites {written} with its results, and returns them."
+
+
+def _function(form: Form) -> Callable[..., Any]:
+    defaults = {
+        f"_{p.name}": p.default for p in form.op.parameters if p.default is not inspect.Parameter.empty
+    }
+    closed = defaults | {
+        "compiling": torch.compiler.is_dynamo_compiling,
+        "modes": _len_torch_dispatch_stack,
+        "grad": torch.is_grad_enabled,
+        "active": active.get,
+        "name": form.name,
+        "form": form,
+        "recent": form.recent,
+        "traced": form.traced,
+        "call": call,
+        "blame": blame,
+    }
+    namespace: dict[str, Any] = {"__name__": ops.__name__}
+    exec(compile(_source(form, ", ".join(closed)), f"<hal.ops.{form.name}>", "exec"), namespace)
+    function = namespace["make"](**closed)
+    function.__qualname__ = form.name
+    function.__doc__ = _doc(form)
+    function.__signature__ = _signature(form)
+    return function
+
+
+FORMS: dict[str, Form] = {form.name: form for op in OPS.values() for form in forms(op)}
+"""Every form of every op by its name in ``hal.ops``."""
+
+
+def install() -> None:
+    """Register every form with torch and put its function into ``hal.ops``."""
+    for form in FORMS.values():
+        register(form)
+        setattr(ops, form.name, _function(form))
+        ops.__all__.append(form.name)

@@ -1,0 +1,159 @@
+"""What an operator is (``Op``, made by the ``op`` decorator) and what a backend offers for it (``Kernel``)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+import attrs
+import torch
+from torch import Tensor
+
+from hal.errors import InvalidInput
+
+__all__ = ["OPS", "Kernel", "Op", "Parameter", "op"]
+
+Contract = TypeVar("Contract", bound=Callable[..., Any])
+
+
+@attrs.frozen
+class Parameter:
+    """A parameter of an op; ``types`` are what it accepts, ``Tensor`` and ``NoneType`` among them."""
+
+    name: str
+    types: tuple[Any, ...]
+    default: Any
+    keyword_only: bool
+
+    @property
+    def tensor(self) -> bool:
+        """Whether it can be a tensor."""
+        return Tensor in self.types
+
+    @property
+    def union(self) -> bool:
+        """Whether it is a tensor or a plain value, which torch's schemas have to keep apart."""
+        return self.tensor and bool(set(self.types) - {Tensor, type(None)})
+
+
+@attrs.frozen(eq=False, repr=False)
+class Op:
+    """A declared operator.
+
+    Attributes:
+        name: The name in ``hal.ops``; it ends in an underscore when the op has no other form.
+        contract: The declaration: it checks its arguments and returns empty results.
+        signature: The parameters that a kernel of this op must have; ``out`` is not one of them.
+        parameters: The same with their annotations resolved.
+        results: The annotations of the results of a tuple; None if the result is one tensor.
+        inplace: The parameters that the results overwrite in the form ``name_``, result by result.
+        mutates: The parameters that an op without a functional form writes into and returns.
+        grad: Whether gradients are defined, as the vector-Jacobian product of the reference.
+    """
+
+    name: str
+    contract: Callable[..., Any]
+    signature: inspect.Signature
+    parameters: tuple[Parameter, ...]
+    results: tuple[Any, ...] | None
+    inplace: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
+    grad: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.name}{self.signature}"
+
+
+OPS: dict[str, Op] = {}
+"""Every declared op by name, in the order of declaration."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Kernel:
+    """One implementation of an op that a backend offers for a device.
+
+    Args:
+        fn: A callable with exactly the signature of the op; returns new contiguous tensors.
+        name: Whose code runs: ``torch``, ``triton``, ``flashinfer`` ...; unique within a backend and op.
+        supports: Called with the op's arguments before a choice; None if they can be served, else the
+            reason why not. It sees shapes, dtypes and strides, and reads neither data nor environment.
+        inplace: The in-place form, for ops that have one: writes its results into its arguments.
+            Without it hal copies the results of ``fn``.
+        graph_safe: May be captured into a device graph and replayed with new data.
+        deterministic: The same input gives the same bits.
+        batch_invariant: The bits of a row do not depend on the other rows.
+        pdl: Takes part in programmatic dependent launch.
+
+    Example:
+        >>> hal.Kernel(fn=torch.nn.functional.silu, name="torch", deterministic=True).name
+        'torch'
+    """
+
+    fn: Callable[..., Any] = attrs.field(validator=attrs.validators.is_callable())
+    name: str = attrs.field(validator=attrs.validators.matches_re(r"[A-Za-z0-9_.+-]+"))
+    supports: Callable[..., str | None] | None = None
+    inplace: Callable[..., Any] | None = None
+    graph_safe: bool = False
+    deterministic: bool = False
+    batch_invariant: bool = False
+    pdl: bool = False
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, the annotation itself otherwise."""
+    union = typing.get_origin(annotation) in (typing.Union, type(int | str))
+    members = typing.get_args(annotation) if union else (annotation,)
+    return tuple(Sequence if typing.get_origin(m) is Sequence else m for m in members)
+
+
+def _resolved(contract: Callable[..., Any]) -> tuple[tuple[Parameter, ...], tuple[Any, ...] | None]:
+    """The parameters and results of a declaration, whose module imports its types for checkers only."""
+    hints = typing.get_type_hints(
+        contract, localns={"Tensor": Tensor, "torch": torch, "Sequence": Sequence}
+    )
+    parameters = tuple(
+        Parameter(p.name, _members(hints[p.name]), p.default, p.kind is p.KEYWORD_ONLY)
+        for p in inspect.signature(contract).parameters.values()
+    )
+    several = typing.get_origin(hints["return"]) is tuple
+    return parameters, typing.get_args(hints["return"]) if several else None
+
+
+def _named(contract: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the errors of a declaration open with the op's name."""
+
+    @functools.wraps(contract)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return contract(*args, **kwargs)
+        except InvalidInput as error:
+            raise type(error)(f"{contract.__name__}: {error}") from None
+
+    return named
+
+
+@overload
+def op(contract: Contract, /) -> Contract: ...
+@overload
+def op(
+    *, inplace: tuple[str, ...] = (), mutates: tuple[str, ...] = (), grad: bool = False
+) -> Callable[[Contract], Contract]: ...
+def op(contract: Any = None, /, **traits: Any) -> Any:
+    """Declare an operator: its signature, its page, its argument checks and its fake kernel in one.
+
+    Args:
+        contract: A function whose body checks the arguments and returns results as empty tensors
+            (or the tensors that it names in ``mutates``). It must also run on symbolic shapes.
+        traits: ``inplace``, ``mutates`` and ``grad`` of ``Op``.
+    """
+    if contract is None:
+        return functools.partial(op, **traits)
+    named = _named(contract)
+    signature = inspect.signature(contract)
+    OPS[contract.__name__] = Op(
+        contract.__name__, named, signature, *_resolved(contract), **traits
+    )
+    return named

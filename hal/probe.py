@@ -1,0 +1,148 @@
+"""Which devices are here, and what they can do, as the backends state it."""
+
+from __future__ import annotations
+
+import functools
+
+import attrs
+import torch
+from torch import Tensor
+
+from hal.errors import InvalidInput, InvalidType
+from hal.hardware import Capability, Device
+from hal.plugins import REFERENCE, Plugin, registry
+
+__all__ = ["device", "devices", "known_capability", "supports"]
+
+
+def _by_precedence() -> list[Plugin]:
+    """Backends that name their device types first, the reference last, so that its generic facts give way."""
+
+    def rank(plugin: Plugin) -> tuple[bool, bool, str]:
+        named = plugin.backend is not None and plugin.backend.devices is not None
+        return plugin.name == REFERENCE, not named, plugin.name
+
+    return sorted(registry().load(), key=rank)
+
+
+def _claims(found: Device) -> frozenset[Capability]:
+    claimed: set[Capability] = set(found.capabilities)
+    for plugin in registry().load():
+        if plugin.serves(found.type):
+            answer = registry().ask(plugin, "hal_capabilities", found) or ()
+            claimed.update(c for c in answer if isinstance(c, Capability))
+    return frozenset(claimed)
+
+
+def _probed() -> dict[tuple[str, int | None], Device]:
+    with registry().lock:
+        return _probe()
+
+
+@functools.cache
+def _probe() -> dict[tuple[str, int | None], Device]:
+    found: dict[tuple[str, int | None], Device] = {}
+    for plugin in _by_precedence():
+        answer = registry().ask(plugin, "hal_devices") or ()
+        for seen in () if isinstance(answer, str) else answer:
+            if isinstance(seen, Device):
+                found.setdefault((seen.type, seen.index), seen)
+    return {key: attrs.evolve(seen, capabilities=_claims(seen)) for key, seen in found.items()}
+
+
+@functools.cache
+def _unknown(kind: str, index: int | None) -> Device:
+    """A device that no backend found; what is portable may still serve it."""
+    bare = Device(kind, index)
+    return attrs.evolve(bare, capabilities=_claims(bare))
+
+
+def devices() -> list[Device]:
+    """The devices of this machine, accelerators first.
+
+    Example:
+        >>> "cpu" in [device.type for device in hal.devices()]
+        True
+    """
+    return sorted(_probed().values(), key=lambda d: (not d.accelerator, d.type, d.index or 0))
+
+
+def device(like: Tensor | torch.device | Device | str | None = None) -> Device:
+    """The device of a tensor, or of torch's notation for one; without either, the current device.
+
+    The current device is that of a new tensor under ``torch.set_default_device``, else the current
+    accelerator, else the host.
+
+    Raises:
+        InvalidInput: A string that names no device.
+
+    Example:
+        >>> hal.device(torch.zeros(1)).type
+        'cpu'
+    """
+    if isinstance(like, Device):
+        return like
+    if like is None:
+        return _current()
+    where = like.device if isinstance(like, Tensor) else _parsed(like)
+    return _found(where.type, where.index)
+
+
+def _parsed(like: torch.device | str) -> torch.device:
+    if not isinstance(like, (str, torch.device)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidType(f"expected a tensor or a device, not {like!r}")
+    try:
+        return torch.device(like)
+    except RuntimeError as error:
+        raise InvalidInput(f"{like!r} is not a device: {error}".splitlines()[0]) from None
+
+
+def _found(kind: str, index: int | None) -> Device:
+    probed = _probed()
+    if (kind, index) in probed:
+        return probed[kind, index]
+    if index is None:
+        first = [found for (its, _), found in probed.items() if its == kind]
+        return min(first, key=lambda found: found.index or 0) if first else _unknown(kind, None)
+    return _unknown(kind, index)
+
+
+def _current() -> Device:
+    chosen = torch.get_default_device()
+    accelerators = [found for found in devices() if found.accelerator]
+    default = _found(chosen.type, chosen.index)
+    if default.accelerator or not accelerators:
+        return default
+    kind = accelerators[0].type
+    return _found(kind, torch.get_device_module(kind).current_device())
+
+
+def known_capability(wanted: Capability | str) -> Capability:
+    """A capability given as such or by its value.
+
+    Raises:
+        InvalidInput: An unknown value; the message lists the known ones.
+    """
+    try:
+        return Capability(wanted)
+    except ValueError:
+        known = ", ".join(each.value for each in Capability)
+        raise InvalidInput(f"there is no capability {wanted!r}; known: {known}") from None
+
+
+_device = device
+
+
+def supports(
+    capability: Capability | str, device: Tensor | torch.device | Device | str | None = None
+) -> bool:
+    """Whether a device, or the current one, has a capability, by the claims of its backends.
+
+    Raises:
+        InvalidInput: An unknown capability or device.
+
+    Example:
+        >>> hal.supports(hal.Capability.FAKE_KERNELS, "cpu")
+        True
+    """
+    return known_capability(capability) in _device(device).capabilities
