@@ -11,7 +11,6 @@ import timeit
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import torch
 import typer
 from rich.console import Console
@@ -32,7 +31,9 @@ def ready(x: torch.Tensor) -> torch.Tensor:
 
 
 def accepts(x: torch.Tensor) -> str | None:
-    return None if x.dtype == torch.float32 and x.stride(-1) == 1 else "takes contiguous float32 only"
+    return (
+        None if x.dtype == torch.float32 and x.stride(-1) == 1 else "takes contiguous float32 only"
+    )
 
 
 def offer(**traits: Any) -> None:
@@ -41,7 +42,10 @@ def offer(**traits: Any) -> None:
     form: Form = FORMS[NAME]
     form.plans.clear()
     form.recent.clear()
-    offers = (select.Offer("bench", band=0, kernel=kernel), *select.offers(OPS[NAME], hal.device("cpu")))
+    offers = (
+        select.Offer("bench", band=0, kernel=kernel),
+        *select.offers(OPS[NAME], hal.device("cpu")),
+    )
     select.asked[OPS[NAME], hal.device("cpu")] = offers
 
 
@@ -70,7 +74,9 @@ def main(calls: int = 200_000, as_json: bool = typer.Option(False, "--json")) ->
         return
     table = Table("call", "ns", "overhead ns", "of torch.ops", title=f"torch {torch.__version__}")
     for label, time in found.items():
-        through = found["torch.ops" + label.removeprefix("hal.ops")] if label.startswith("hal") else 0.0
+        through = (
+            found["torch.ops" + label.removeprefix("hal.ops")] if label.startswith("hal") else 0.0
+        )
         ratio = f"{(time - direct) / (through - direct):.2f}" if through else ""
         table.add_row(label, f"{time:.0f}", f"{time - direct:.0f}", ratio)
     Console().print(table)

@@ -2,7 +2,6 @@
 
 from hal import ops
 from hal.compat import Repair
-from hal.dispatch import bind, explain
 from hal.errors import BackendError, HalError, InvalidInput, InvalidType, NoKernel
 from hal.functions import install
 from hal.hardware import Capability, Device
@@ -10,7 +9,8 @@ from hal.hookspecs import Backend, hookimpl
 from hal.op import Kernel
 from hal.policy import prefer, use
 from hal.probe import device, devices, supports
-from hal.report import backends, fingerprint, report, require, trace
+from hal.query import bind, explain, require, trace
+from hal.report import backends, fingerprint, report
 from hal.version import __version__
 
 __all__ = [

@@ -42,7 +42,9 @@ def check_floating(**tensors: Tensor | None) -> None:
     """Require each tensor that is given to be float16, bfloat16, float32 or float64."""
     for name, tensor in tensors.items():
         # Eight-bit floats have no arithmetic of their own; ops that take them say so.
-        if tensor is not None and not (tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1):
+        if tensor is not None and not (
+            tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
+        ):
             raise InvalidInput(f"{name} must be floating point; {name} is {describe(tensor)}")
 
 
@@ -50,4 +52,6 @@ def check_shape(shape: Sequence[int], **tensors: Tensor | None) -> None:
     """Require each tensor that is given to have exactly ``shape``."""
     for name, tensor in tensors.items():
         if tensor is not None and tuple(tensor.shape) != tuple(shape):
-            raise InvalidInput(f"{name} must have shape {list(shape)}; {name} is {describe(tensor)}")
+            raise InvalidInput(
+                f"{name} must have shape {list(shape)}; {name} is {describe(tensor)}"
+            )

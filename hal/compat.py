@@ -1,15 +1,25 @@
-"""Repairs to the framework that a backend asks for: bounded, probed, and listed in ``hal.report()``."""
+"""Changes to torch: the repairs that a backend asks for, and the guard against all others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
-__all__ = ["Repair", "repair", "torch_version"]
+__all__ = ["Repair", "registrations", "repair", "torch_range", "torch_version", "unchanged"]
+
+
+def torch_range(_: object, __: object, text: str) -> None:
+    """Require ``text`` to be a range of versions, as in a requirement."""
+    SpecifierSet(text)
 
 
 @attrs.frozen
@@ -27,14 +37,14 @@ class Repair:
         '<2'
     """
 
-    name: str
-    torch: str = attrs.field(validator=lambda _, __, text: SpecifierSet(text))
-    needed: Callable[[], bool]
-    apply: Callable[[], None]
+    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    torch: str = attrs.field(validator=torch_range)
+    needed: Callable[[], bool] = attrs.field(validator=attrs.validators.is_callable())
+    apply: Callable[[], None] = attrs.field(validator=attrs.validators.is_callable())
 
 
 def torch_version() -> Version:
-    """The installed torch, without its local part (``+cu130``), which no range should have to name."""
+    """The installed torch without its local part (``+cu130``), which no range should name."""
     return Version(Version(torch.__version__).public)
 
 
@@ -46,3 +56,108 @@ def repair(wanted: Repair) -> str:
         return "not needed: the fault is not there"
     wanted.apply()
     return "applied" if not wanted.needed() else "applied without effect"
+
+
+def _set_seed(seed: int) -> None:
+    # Accelerators are seeded as well, and only this reaches those that are not initialised yet.
+    torch.manual_seed(seed)
+
+
+def _set_default_device(device: torch.device) -> None:
+    # None takes the mode away that every factory function would go through.
+    torch.set_default_device(None)
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+
+
+_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, _set_default_device),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "random seed": (torch.initial_seed, _set_seed),
+    "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+}
+"""What no backend may change in torch for the whole process, with how to read and to set each."""
+
+
+@contextlib.contextmanager
+def _kept_generator() -> Iterator[None]:
+    """Restore the host's generator: a self-test that draws numbers must not change the caller's."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[list[str]]:
+    """Run a backend's code outside the caller's modes, and undo its changes to torch's settings.
+
+    What a backend makes while it is loaded outlives the caller's inference mode or fake tensors.
+
+    Yields:
+        A list that says, after the block, what was changed.
+    """
+    changes: list[str] = []
+    # inference_mode(False) also records gradients, and restores both on leaving.
+    with torch.inference_mode(False), _disable_current_modes(), _kept_generator():
+        before = {name: read() for name, (read, _) in _SETTINGS.items()}
+        try:
+            yield changes
+        finally:
+            for name, value in before.items():
+                read, restore = _SETTINGS[name]
+                found = read()
+                if found != value:
+                    changes.append(f"changed torch's {name} from {value} to {found}")
+                    restore(value)
+
+
+def _named(namespace: str, schemas: set[str]) -> set[str]:
+    """The operators of ``namespace`` among those that Python has defined, without it."""
+    prefix = f"{namespace}::"
+    return {text.removeprefix(prefix) for text in schemas if text.startswith(prefix)}
+
+
+def _table(op: str) -> str:
+    """What the dispatcher has for an operator of hal, with the file that registered each kernel."""
+    return torch._C._dispatch_dump(f"hal::{op}")  # pyright: ignore[reportPrivateUsage]
+
+
+# A device that torch does not know by itself implements torch's operators under these keys.
+_PRIVATE = ("PrivateUse1", "AutogradPrivateUse1")
+
+
+def _overrides(keys: set[str], late: set[str]) -> list[str]:
+    """Those of ``keys``, as ``namespace/op/dispatch key``, that take an operator of torch over."""
+    # Parts of torch that load late, such as its compiler, define operators of their own.
+    split = [key.split("/") for key in sorted(keys)]
+    return [
+        f"overrode {namespace}::{op} for {where}, until the process ends"
+        for namespace, op, where in split
+        if namespace in ("aten", "prims") and where not in _PRIVATE
+        if f"{namespace}::{op}" not in late
+    ]
+
+
+@contextlib.contextmanager
+def registrations() -> Iterator[list[str]]:
+    """Watch for operators of torch or hal that the block takes over.
+
+    They stay so: torch forgets a kernel only with the library object, which the backend holds.
+
+    Yields:
+        A list that names them, after the block.
+    """
+    taken: list[str] = []
+    implemented = torch.library._impls  # pyright: ignore[reportPrivateUsage]
+    defined = torch.library._defs  # pyright: ignore[reportPrivateUsage]
+    keys, names = set(implemented), set(defined)
+    tables = {op: _table(op) for op in _named("hal", names)}
+    try:
+        yield taken
+    finally:
+        taken.extend(_overrides(implemented - keys, defined - names))
+        changed = [op for op, table in tables.items() if _table(op) != table]
+        taken.extend(f"overrode hal::{op}, until the process ends" for op in changed)

@@ -10,7 +10,7 @@ import torch
 from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
 
 from hal import ops
-from hal.dispatch import Form, blame, call, forms
+from hal.dispatch import Form, blame, call, call_below, forms
 from hal.library import register
 from hal.op import OPS
 from hal.policy import active
@@ -20,7 +20,7 @@ __all__ = ["FORMS", "install"]
 # The kernel planned for the latest arguments runs if one call into torch finds these alike. What that cannot
 # see is asked beside it: dispatch modes, the active policy, plain arguments, and whether gradients are recorded.
 # The names are closed over, since Dynamo looks a function's globals up in the module it says it is from.
-_TEMPLATE = '''
+_TEMPLATE = """
 def make({names}):
     def {name}({signature}):
         if compiling():
@@ -36,7 +36,7 @@ def make({names}):
                         raise
         return call(form, ({flat}), {out})
     return {name}
-'''
+"""
 
 
 def _source(form: Form, names: str) -> str:
@@ -76,7 +76,9 @@ def _signature(form: Form) -> inspect.Signature:
     signature = form.op.signature
     if form.inplace:
         return signature
-    several = f"tuple[{', '.join(['Tensor'] * len(form.op.results))}]" if form.op.results else "Tensor"
+    several = (
+        f"tuple[{', '.join(['Tensor'] * len(form.op.results))}]" if form.op.results else "Tensor"
+    )
     out = inspect.Parameter(
         "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f"{several} | None"
     )
@@ -91,22 +93,43 @@ def _doc(form: Form) -> str | None:
     return f"``hal.ops.{form.op.name}`` in place: overwrites {written} with its results, and returns them."
 
 
-def _function(form: Form) -> Callable[..., Any]:
+def _no() -> bool:
+    return False
+
+
+def _below(form: Form) -> dict[str, Any]:
+    """What the implementation of the torch operator has in place of the public function's names."""
+    return {
+        "compiling": _no,
+        "modes": _no,
+        "grad": _no,
+        "recent": form.recent_below,
+        "call": call_below,
+    }
+
+
+def _function(form: Form, changes: dict[str, Any]) -> Callable[..., Any]:
     defaults = {
-        f"_{p.name}": p.default for p in form.op.parameters if p.default is not inspect.Parameter.empty
+        f"_{p.name}": p.default
+        for p in form.op.parameters
+        if p.default is not inspect.Parameter.empty
     }
-    closed = defaults | {
-        "compiling": torch.compiler.is_dynamo_compiling,
-        "modes": _len_torch_dispatch_stack,
-        "grad": torch.is_grad_enabled,
-        "active": active.get,
-        "name": form.name,
-        "form": form,
-        "recent": form.recent,
-        "traced": form.traced,
-        "call": call,
-        "blame": blame,
-    }
+    closed = (
+        defaults
+        | {
+            "compiling": torch.compiler.is_dynamo_compiling,
+            "modes": _len_torch_dispatch_stack,
+            "grad": torch.is_grad_enabled,
+            "active": active.get,
+            "name": form.name,
+            "form": form,
+            "recent": form.recent,
+            "traced": form.traced,
+            "call": call,
+            "blame": blame,
+        }
+        | changes
+    )
     namespace: dict[str, Any] = {"__name__": ops.__name__}
     exec(compile(_source(form, ", ".join(closed)), f"<hal.ops.{form.name}>", "exec"), namespace)
     function = namespace["make"](**closed)
@@ -124,5 +147,6 @@ def install() -> None:
     """Register every form with torch and put its function into ``hal.ops``."""
     for form in FORMS.values():
         register(form)
-        setattr(ops, form.name, _function(form))
+        form.below = _function(form, _below(form))
+        setattr(ops, form.name, _function(form, {}))
         ops.__all__.append(form.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 import attrs
+from attrs.validators import deep_iterable, instance_of, optional
 
 __all__ = ["Capability", "Device"]
 
@@ -54,8 +55,8 @@ class Device:
         frozenset()
     """
 
-    type: str
-    index: int | None = None
+    type: str = attrs.field(validator=instance_of(str))
+    index: int | None = attrs.field(default=None, validator=optional(instance_of(int)))
     name: str = "unknown"
     vendor: str | None = None
     arch: int | None = None
@@ -63,7 +64,9 @@ class Device:
     multiprocessors: int | None = None
     warp_size: int | None = None
     accelerator: bool = True
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[Capability] = attrs.field(
+        default=frozenset(), converter=frozenset, validator=deep_iterable(instance_of(Capability))
+    )
 
     def __str__(self) -> str:
         return self.type if self.index is None else f"{self.type}:{self.index}"

@@ -1,39 +1,59 @@
-"""What a backend states (``Backend``) and the hooks it may implement; those of the ops come from ``hal.ops``.
+"""What a backend states (``Backend``) and the hooks it may implement; those of ops are generated.
 
-Each hook is called by hal once for each device, never with a tensor. A wrapper, ``tryfirst`` or ``trylast`` has no
-place here: the order of backends is data.
+Each hook is called by hal once for each device, never with a tensor. The order of backends is data:
+a wrapper is refused, ``tryfirst`` and ``trylast`` say nothing. A hook that an older hal may not
+know, such as that of a new op, is marked ``@hookimpl(optionalhook=True)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pluggy
-from packaging.specifiers import SpecifierSet
 
-from hal.compat import Repair
+from hal.compat import Repair, torch_range
+from hal.errors import BackendError
 from hal.hardware import Capability, Device
 from hal.op import OPS, Kernel, Op
 
-__all__ = ["API", "Backend", "hookimpl", "op_hooks"]
+__all__ = ["API", "Backend", "Hook", "hookimpl", "implemented", "op_hooks"]
 
 API = 1
 """The version of the plugin interface: these hooks, ``Kernel`` and ``Backend``."""
+
+Hook = Callable[..., Any]
+"""A hook as a backend implements it, called by position."""
 
 hookspec = pluggy.HookspecMarker("hal")
 hookimpl = pluggy.HookimplMarker("hal")
 
 
+def _device_types(given: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The types as a tuple; a lone string would fall apart into letters."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        raise TypeError(f"devices must be a tuple of device types, such as ({given!r},)")
+    types = tuple(given)
+    if not types or not all(isinstance(t, str) and re.fullmatch(r"[a-z]\w*", t) for t in types):
+        raise ValueError(f"devices must be types such as 'cpu', not 'cpu:0'; it is {types!r}")
+    return types
+
+
 @attrs.frozen
 class Backend:
-    """What a backend states of itself, as ``backend`` in the module (or object) its entry point names.
+    """What a backend states of itself, as ``backend`` in the module or object of its entry point.
 
     Args:
         api: The version of the plugin interface it was written for.
         torch: The range of torch versions it supports, as in a requirement.
-        devices: The device types it serves, such as ``("cpu",)``; None if it is portable and decides by hook.
+        devices: The device types it serves, such as ``("cpu",)``; None if it is portable and
+            decides by hook.
 
     Example:
         >>> hal.Backend(api=1, torch=">=2.7", devices=("cpu",))
@@ -41,10 +61,8 @@ class Backend:
     """
 
     api: int = attrs.field(validator=attrs.validators.instance_of(int))
-    torch: str = attrs.field(default=">=2.7", validator=lambda _, __, text: SpecifierSet(text))
-    devices: tuple[str, ...] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(tuple)
-    )
+    torch: str = attrs.field(default=">=2.7", validator=torch_range)
+    devices: tuple[str, ...] | None = attrs.field(default=None, converter=_device_types)
 
 
 @hookspec
@@ -66,8 +84,7 @@ def hal_repairs() -> Sequence[Repair]:
 
 
 def _op_hook(op: Op) -> object:
-    def hook(device: Device) -> Kernel | Sequence[Kernel] | None:
-        ...
+    def hook(device: Device) -> Kernel | Sequence[Kernel] | None: ...
 
     hook.__name__ = hook.__qualname__ = op.name
     hook.__doc__ = f"Offer kernels for ``{op!r}`` on ``device``, best first, or None."
@@ -77,3 +94,33 @@ def _op_hook(op: Op) -> object:
 def op_hooks() -> SimpleNamespace:
     """A hook specification for each declared op, under the op's name."""
     return SimpleNamespace(**{op.name: _op_hook(op) for op in OPS.values()})
+
+
+def implemented(name: str, plugin: Any) -> dict[str, Hook]:
+    """The hooks of ``plugin``, a module or object, each checked against its specification.
+
+    Raises:
+        BackendError: A hook wrapper, or a second implementation of a hook.
+        pluggy.PluginValidationError: An unknown hook, or one with other parameters.
+    """
+    # A manager of its own: what is refused leaves nothing behind, and no backend can wrap another.
+    manager = pluggy.PluginManager("hal")
+    manager.add_hookspecs(sys.modules[__name__])
+    manager.add_hookspecs(op_hooks())
+    manager.register(plugin, name)
+    manager.check_pending()
+    found: dict[str, Hook] = {}
+    for caller in manager.get_hookcallers(plugin) or ():
+        for implementation in caller.get_hookimpls():
+            if implementation.wrapper or implementation.hookwrapper:
+                raise BackendError(f"{caller.name} wraps a hook; a backend answers for itself only")
+            if caller.name in found:
+                raise BackendError(f"{caller.name} is implemented twice")
+            found[caller.name] = _by_position(implementation)
+    return found
+
+
+def _by_position(implementation: pluggy.HookImpl) -> Hook:
+    """Call it with as many arguments as it takes: a hook may leave out what it does not need."""
+    count = len(implementation.argnames)
+    return lambda *args: implementation.function(*args[:count])

@@ -16,10 +16,11 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.library import Library, infer_schema
 
 from hal import tracing
-from hal.dispatch import Form, as_tuple, copy_results, execute, overwritten
+from hal.dispatch import Form, copy_results
 from hal.op import Op, Parameter
 from hal.probe import device
-from hal.select import called, reference
+from hal.select import reference
+from hal.validate import as_tuple, first_tensor
 
 __all__ = ["register"]
 
@@ -52,12 +53,12 @@ def _schema_parameters(parameter: Parameter) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _prototype(op: Op, extra: Sequence[tuple[str, Any, Any]], result: Any) -> inspect.Signature:
+def _prototype(op: Op, result: Any) -> inspect.Signature:
     """The signature torch's schema is inferred from: everything positional, defaults where they may stand."""
     wanted = [entry for parameter in op.parameters for entry in _schema_parameters(parameter)]
     made: list[inspect.Parameter] = []
     required = False
-    for name, annotation, default in reversed([*wanted, *extra]):
+    for name, annotation, default in reversed(wanted):
         # A parameter before a required one, and a list, cannot have a default in a schema.
         required = required or default is inspect.Parameter.empty
         kept = inspect.Parameter.empty if required or isinstance(default, tuple) else default
@@ -107,7 +108,7 @@ def _join(op: Op, arguments: Flat) -> list[Any]:
 
 def _present(op: Op, flat: Flat) -> list[bool]:
     """Which results are tensors: one that would overwrite an argument that is None is None itself."""
-    positions = overwritten(op)
+    positions = op.overwritten
     return [flat[i] is not None for i in positions] or [True] * len(op.results or (Tensor,))
 
 
@@ -124,10 +125,6 @@ def _unpacked(op: Op, flat: Flat, results: Any) -> Any:
     return tuple(r if there else None for r, there in zip(results, _present(op, flat), strict=True))
 
 
-def _first(flat: Flat) -> Tensor:
-    return next(value for value in flat if isinstance(value, Tensor))
-
-
 # ---- operators --------------------------------------------------------------------------------------
 
 
@@ -135,7 +132,9 @@ def _defaults(signature: inspect.Signature) -> list[Any]:
     return [p.default for p in signature.parameters.values()]
 
 
-def _register(name: str, signature: inspect.Signature, body: Any, fake: Any, mutated: Any = ()) -> Any:
+def _register(
+    name: str, signature: inspect.Signature, body: Any, fake: Any, mutated: Any = ()
+) -> Any:
     """Define ``hal::name`` with ``body`` for every device and ``fake`` for shapes; both take all arguments."""
     overload = _define(name, signature, mutated)
     defaults = _defaults(signature)
@@ -158,13 +157,13 @@ def _functional(form: Form) -> Any:
 
     def body(arguments: Flat) -> Any:
         flat = _join(op, arguments)
-        return _packed(op, execute(form, flat), _first(flat))
+        return _packed(op, op.call(form.below, flat), first_tensor(flat))
 
     def fake(arguments: Flat) -> Any:
         flat = _join(op, arguments)
-        return _packed(op, called(op, op.contract, flat), _first(flat))
+        return _packed(op, op.call(op.contract, flat), first_tensor(flat))
 
-    overload = _register(form.name, _prototype(op, (), result), body, fake)
+    overload = _register(form.name, _prototype(op, result), body, fake)
     torch.library.register_vmap(f"hal::{op.name}", _batched(op, overload), lib=_LIBRARY)
     if op.grad:
         torch.library.register_autograd(
@@ -177,28 +176,12 @@ def _inplace(form: Form) -> Any:
     op = form.op
 
     def body(arguments: Flat) -> None:
-        execute(form, _join(op, arguments))
+        op.call(form.below, _join(op, arguments))
 
     def fake(arguments: Flat) -> None:
-        called(op, op.contract, _join(op, arguments))
+        op.call(op.contract, _join(op, arguments))
 
-    return _register(form.name, _prototype(op, (), None), body, fake, op.inplace or op.mutates)
-
-
-def _into(form: Form) -> Any:
-    """The operator that writes to given memory; compiled code calls it for ``out=``."""
-    op = form.op
-    names = [f"out{i}" for i in range(len(op.results or (Tensor,)))]
-    extra = [(name, Tensor, inspect.Parameter.empty) for name in names]
-
-    def body(arguments: Flat) -> None:
-        flat, targets = _join(op, arguments[: -len(names)]), tuple(arguments[-len(names) :])
-        copy_results(as_tuple(execute(form, flat)), targets)
-
-    def fake(arguments: Flat) -> None:
-        called(op, op.contract, _join(op, arguments[: -len(names)]))
-
-    return _register(f"{form.name}_out", _prototype(op, extra, None), body, fake, names)
+    return _register(form.name, _prototype(op, None), body, fake, op.inplace or op.mutates)
 
 
 # ---- transforms -------------------------------------------------------------------------------------
@@ -264,13 +247,13 @@ def _autograd_function(op: Op, overload: Any) -> type[torch.autograd.Function]:
 
 
 def _vjp(op: Op, inputs: list[Any], wanted: list[int], grads: list[Tensor]) -> tuple[Tensor, ...]:
-    kernel = reference(op, device(_first(inputs)))
+    kernel = reference(op, device(first_tensor(inputs)))
 
     def function(*varied: Tensor) -> tuple[Tensor, ...]:
         arguments = list(inputs)
         for i, value in zip(wanted, varied, strict=True):
             arguments[i] = value
-        results = as_tuple(called(op, kernel.fn, _join(op, arguments)))
+        results = as_tuple(op.call(kernel.fn, _join(op, arguments)))
         return tuple(result for result in results if result is not None)
 
     _, pull = torch.func.vjp(function, *[inputs[i] for i in wanted])
@@ -280,12 +263,11 @@ def _vjp(op: Op, inputs: list[Any], wanted: list[int], grads: list[Tensor]) -> t
 # ---- torch.compile ----------------------------------------------------------------------------------
 
 
-def _traced(form: Form, into: Any) -> Callable[[Flat, Any], Any]:
+def _traced(form: Form) -> Callable[[Flat, Any], Any]:
     """What Dynamo traces for a call: the reference inline where it serves, else the operator."""
     op, overload, contract = form.op, form.overload, form.op.contract
-    count = sum(not parameter.keyword_only for parameter in op.parameters)
-    keywords = tuple(parameter.name for parameter in op.parameters[count:])
-    positions, single = overwritten(op), op.results is None
+    count, keywords = op.positional, op.keywords
+    positions, single = op.overwritten, op.results is None
     copies, prefix = bool(op.inplace), f"{op.name}@"
 
     def opaque(flat: Flat) -> Any:
@@ -298,13 +280,10 @@ def _traced(form: Form, into: Any) -> Callable[[Flat, Any], Any]:
         return function(*plain, **named)
 
     def traced(flat: Flat, out: Any) -> Any:
-        where = _first(flat).device
+        where = first_tensor(flat).device
         function = getattr(tracing, f"{prefix}{where.type}@{where.index}")
         if torch.compiler.is_exporting():
             function = None
-        if out is not None and function is None:
-            into(*_split(op, flat), *as_tuple(out))
-            return out
         results = opaque(flat) if function is None else inline(function, flat)
         if out is not None:
             copy_results(as_tuple(results), as_tuple(out))
@@ -321,7 +300,7 @@ def _traced(form: Form, into: Any) -> Callable[[Flat, Any], Any]:
 
 def _through(form: Form) -> Callable[[Flat], Any]:
     """A call through torch's dispatcher, with the results of the Python function."""
-    op, overload, positions = form.op, form.overload, overwritten(form.op)
+    op, overload, positions = form.op, form.overload, form.op.overwritten
     function = _autograd_function(op, overload) if op.grad and not form.inplace else None
 
     def through(flat: Flat) -> Any:
@@ -338,5 +317,4 @@ def _through(form: Form) -> Callable[[Flat], Any]:
 def register(form: Form) -> None:
     """Give ``form`` its torch operator, and what tracers see."""
     form.overload = _inplace(form) if form.inplace else _functional(form)
-    into = None if form.inplace else _into(form)
-    form.traced, form.through = _traced(form, into), _through(form)
+    form.traced, form.through = _traced(form), _through(form)

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from hal.errors import InvalidInput
+from hal.errors import InvalidInput, InvalidType
 
 __all__ = ["OPS", "Kernel", "Op", "Parameter", "op"]
 
@@ -52,6 +52,8 @@ class Op:
         inplace: The parameters that the results overwrite in the form ``name_``, result by result.
         mutates: The parameters that an op without a functional form writes into and returns.
         grad: Whether gradients are defined, as the vector-Jacobian product of the reference.
+        positional: How many parameters are passed by position.
+        keywords: The names of the others.
     """
 
     name: str
@@ -62,13 +64,51 @@ class Op:
     inplace: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
     grad: bool = False
+    positional: int = attrs.field(init=False)
+    keywords: tuple[str, ...] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Count what is passed by position and name the rest."""
+        names = [parameter.name for parameter in self.parameters if parameter.keyword_only]
+        object.__setattr__(self, "keywords", tuple(names))
+        object.__setattr__(self, "positional", len(self.parameters) - len(names))
 
     def __repr__(self) -> str:
         return f"{self.name}{self.signature}"
 
+    @property
+    def overwritten(self) -> tuple[int, ...]:
+        """The positions of the parameters that the in-place form writes, result by result."""
+        names = [parameter.name for parameter in self.parameters]
+        return tuple(names.index(name) for name in self.inplace or self.mutates)
+
+    def call(self, function: Callable[..., Any], flat: Sequence[Any]) -> Any:
+        """Call ``function`` with this op's arguments, given flat in the order of the signature."""
+        if not self.keywords:
+            return function(*flat)
+        named = zip(self.keywords, flat[self.positional :])
+        return function(*flat[: self.positional], **dict(named))
+
+    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """A call's arguments in the order of the signature, with defaults.
+
+        Raises:
+            InvalidType: Arguments that do not fit the signature.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidType(f"{self.name}{self.signature}: {error}") from None
+        bound.apply_defaults()
+        return list(bound.arguments.values())
+
 
 OPS: dict[str, Op] = {}
 """Every declared op by name, in the order of declaration."""
+
+
+_callable = attrs.validators.optional(attrs.validators.is_callable())
+_flag = attrs.validators.instance_of(bool)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -94,12 +134,12 @@ class Kernel:
 
     fn: Callable[..., Any] = attrs.field(validator=attrs.validators.is_callable())
     name: str = attrs.field(validator=attrs.validators.matches_re(r"[A-Za-z0-9_.+-]+"))
-    supports: Callable[..., str | None] | None = None
-    inplace: Callable[..., Any] | None = None
-    graph_safe: bool = False
-    deterministic: bool = False
-    batch_invariant: bool = False
-    pdl: bool = False
+    supports: Callable[..., str | None] | None = attrs.field(default=None, validator=_callable)
+    inplace: Callable[..., Any] | None = attrs.field(default=None, validator=_callable)
+    graph_safe: bool = attrs.field(default=False, validator=_flag)
+    deterministic: bool = attrs.field(default=False, validator=_flag)
+    batch_invariant: bool = attrs.field(default=False, validator=_flag)
+    pdl: bool = attrs.field(default=False, validator=_flag)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -153,7 +193,5 @@ def op(contract: Any = None, /, **traits: Any) -> Any:
         return functools.partial(op, **traits)
     named = _named(contract)
     signature = inspect.signature(contract)
-    OPS[contract.__name__] = Op(
-        contract.__name__, named, signature, *_resolved(contract), **traits
-    )
+    OPS[contract.__name__] = Op(contract.__name__, named, signature, *_resolved(contract), **traits)
     return named

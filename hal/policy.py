@@ -1,10 +1,11 @@
-"""What the caller forces (``hal.use``) and prefers (``hal.prefer``), per thread and per async task."""
+"""What the caller forces (``hal.use``) and prefers (``hal.prefer``), per thread and async task."""
 
 from __future__ import annotations
 
 import contextvars
 import difflib
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch.utils._contextlib import (
     _DecoratorContextManager,  # pyright: ignore[reportPrivateUsage]
 )
 
-from hal.errors import InvalidInput
+from hal.errors import InvalidInput, InvalidType
 from hal.op import OPS
-from hal.plugins import registry
+from hal.plugins import REFERENCE, registry
 from hal.settings import settings
 
 __all__ = ["Policy", "active", "current", "entered", "op_name", "prefer", "use"]
@@ -23,7 +24,7 @@ __all__ = ["Policy", "active", "current", "entered", "op_name", "prefer", "use"]
 
 @attrs.frozen
 class Entry:
-    """One active statement: ``kind`` is use, prefer, trait or trace; ``op`` None stands for every op."""
+    """One statement: ``kind`` is use, prefer, trait or trace; ``op`` None stands for every op."""
 
     kind: str
     op: str | None
@@ -32,15 +33,21 @@ class Entry:
 
 @attrs.frozen(eq=False)
 class Policy:
-    """All active statements, outermost first. Equal statements share one policy, which plans are keyed by."""
+    """All active statements, outermost first; equal ones share one policy, which plans key on."""
 
     entries: tuple[Entry, ...]
+    traces: tuple[list[Any], ...] = attrs.field(init=False)
+    """The lists that record each call."""
+
+    @traces.default
+    def _traces(self) -> tuple[list[Any], ...]:
+        return tuple(e.value.records for e in self.entries if e.kind == "trace")
 
     def _values(self, kind: str, op: str) -> list[Any]:
         return [e.value for e in reversed(self.entries) if e.kind == kind and e.op in (None, op)]
 
     def forced(self, op: str) -> tuple[str, ...]:
-        """The only backends or kernels allowed for ``op``, best first; empty when nothing is forced."""
+        """The only backends or kernels allowed for ``op``, best first; empty if none is forced."""
         return next(iter(self._values("use", op)), ())
 
     def preferred(self, op: str) -> tuple[str, ...]:
@@ -50,10 +57,6 @@ class Policy:
     def traits(self) -> tuple[str, ...]:
         """The traits that a kernel must have."""
         return tuple(e.value for e in self.entries if e.kind == "trait")
-
-    def traces(self) -> list[list[Any]]:
-        """The lists that record each call."""
-        return [e.value.records for e in self.entries if e.kind == "trace"]
 
 
 active: contextvars.ContextVar[Policy | None] = contextvars.ContextVar("hal_policy", default=None)
@@ -68,8 +71,13 @@ def _policy(entries: tuple[Entry, ...]) -> Policy:
 @functools.cache
 def _environment() -> Policy:
     stated = settings()
-    entries = _entries("prefer", stated.prefer) + _entries("use", stated.use)
-    return _policy(entries)
+    read: tuple[Entry, ...] = ()
+    for kind, text in ("prefer", stated.prefer), ("use", stated.use):
+        try:
+            read += _entries(kind, text)
+        except InvalidInput as error:
+            raise InvalidInput(f"HAL_{kind.upper()}={text}: {error}") from None
+    return _policy(read)
 
 
 def current() -> Policy:
@@ -88,9 +96,14 @@ def op_name(op: object) -> str:
 
 def _checked(spec: str) -> str:
     """Require ``spec`` to name a discovered backend, or a kernel as ``backend:kernel``."""
-    known = [plugin.name for plugin in registry().plugins]
-    if spec.partition(":")[0] not in known:
-        raise InvalidInput(f"there is no backend {spec.partition(':')[0]!r}; found {', '.join(known)}")
+    backend, colon, kernel = spec.partition(":")
+    known = sorted({plugin.name for plugin in registry().plugins})
+    if backend not in known:
+        near = difflib.get_close_matches(backend, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"found {', '.join(known)}"
+        raise InvalidInput(f"there is no backend {backend!r}; {hint}")
+    if colon and not kernel:
+        raise InvalidInput(f"{spec!r} names no kernel; write {backend!r} or '{backend}:kernel'")
     return spec
 
 
@@ -106,8 +119,12 @@ def _entries(kind: str, text: str) -> tuple[Entry, ...]:
     return tuple(Entry(kind, op, tuple(specs)) for op, specs in ordered)
 
 
+_held: contextvars.ContextVar[tuple[entered, ...]] = contextvars.ContextVar("hal_held", default=())
+"""What was entered and not left here, outermost first; ``active`` follows from it."""
+
+
 class entered(_DecoratorContextManager):  # noqa: N801  # A context manager reads as a verb.
-    """Hold some statements during a block, or during each call of a decorated function or generator."""
+    """Hold some statements in a block, or in each call of a decorated function or generator."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
@@ -116,17 +133,38 @@ class entered(_DecoratorContextManager):  # noqa: N801  # A context manager read
         """A fresh manager for each call of a decorated function."""
         return entered(self.entries)
 
+    def __call__(self, function: Any) -> Any:
+        """Decorate a function, a generator function or a coroutine function."""
+        if inspect.isasyncgenfunction(function):
+            # Nothing tells when it is suspended, so its caller would be under the statement too.
+            raise InvalidType("an async generator cannot be decorated; use a with block inside it")
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)
+
+        @functools.wraps(function)
+        async def held(*args: Any, **kwargs: Any) -> Any:
+            with self.clone():
+                return await function(*args, **kwargs)
+
+        return held
+
     def __enter__(self) -> None:
-        active.set(_interned(current().entries + self.entries))
+        _hold((*_held.get(), self))
 
     def __exit__(self, *_: object) -> None:
-        # Take back just these: a suspended generator may leave out of turn, or in another context.
-        left = list(current().entries)
-        for entry in self.entries:
-            if entry in left:
-                del left[len(left) - 1 - left[::-1].index(entry)]
-        stated = tuple(left)
-        active.set(None if stated == _environment().entries else _interned(stated))
+        # Just this one: a suspended generator may leave out of turn, or in another context.
+        held = list(_held.get())
+        for i in reversed(range(len(held))):
+            if held[i] is self:
+                del held[i]
+                break
+        _hold(tuple(held))
+
+
+def _hold(held: tuple[entered, ...]) -> None:
+    entries = tuple(entry for statement in held for entry in statement.entries)
+    _held.set(held)
+    active.set(_interned(_environment().entries + entries) if held else None)
 
 
 def _interned(entries: tuple[Entry, ...]) -> Policy:
@@ -134,22 +172,29 @@ def _interned(entries: tuple[Entry, ...]) -> Policy:
 
 
 def _statement(kind: str, specs: tuple[str, ...], by_op: dict[str, str]) -> entered:
-    if not specs and not by_op:
-        raise InvalidInput(f"{kind}() needs a backend, as in hal.{kind}('native')")
-    text = [*specs, *(f"{op}={spec}" for op, specs in by_op.items() for spec in specs.split(","))]
-    return entered(_entries(kind, ",".join(text)))
+    for given in (*specs, *by_op.values()):
+        if not isinstance(given, str):
+            raise InvalidType(f"{kind}() takes names of backends, not {given!r}")
+    text = [*specs, *(f"{op}={spec}" for op, text in by_op.items() for spec in text.split(","))]
+    entries = _entries(kind, ",".join(text))
+    if not entries:
+        raise InvalidInput(f"{kind}() needs a backend, as in hal.{kind}('{REFERENCE}')")
+    return entered(entries)
 
 
 def use(*backends: str, **by_op: str) -> entered:
     """Force backends, for all ops or for some, during a ``with`` block or a decorated function.
 
-    Strict: where none of the named can serve a call, the call raises ``NoKernel`` with every reason. Holds in
-    this thread or async task only; nests, the innermost statement on an op wins. A ``with`` inside a generator
-    also holds in its caller while the generator is suspended; decorate the generator function to avoid that.
+    Strict: where none of the named can serve a call, the call raises ``NoKernel`` with every
+    reason. Holds in this thread or async task only; nests, the innermost statement on an op wins.
+    A ``with`` inside a generator also holds in its caller while the generator is suspended;
+    decorate the generator function to avoid that.
 
     Args:
-        backends: Names such as ``"native"``, or one kernel of a backend as ``"cuda:flashinfer"``; best first.
-        by_op: The same for one op, as in ``rms_norm="triton"``; several names are separated by commas.
+        backends: Names such as ``"native"``, or one kernel of a backend as
+            ``"cuda:flashinfer"``; best first.
+        by_op: The same for one op, as in ``rms_norm="triton"``; several names are separated by
+            commas.
 
     Raises:
         InvalidInput: A name that is not an op or not a discovered backend.
@@ -163,7 +208,7 @@ def use(*backends: str, **by_op: str) -> entered:
 
 
 def prefer(*backends: str, **by_op: str) -> entered:
-    """Put backends first, for all ops or for some; where they cannot serve, the usual order goes on.
+    """Put backends first, for all ops or some; where they cannot serve, the usual order goes on.
 
     Takes what ``hal.use`` takes and holds as long.
 

@@ -29,9 +29,32 @@ def _claims(found: Device) -> frozenset[Capability]:
     claimed: set[Capability] = set(found.capabilities)
     for plugin in registry().load():
         if plugin.serves(found.type):
-            answer = registry().ask(plugin, "hal_capabilities", found) or ()
-            claimed.update(c for c in answer if isinstance(c, Capability))
+            claimed.update(registry().collect(plugin, "hal_capabilities", Capability, found))
     return frozenset(claimed)
+
+
+def _present(found: Device) -> bool:
+    """Whether torch can place a tensor there; that is counted without initialising the device."""
+    try:
+        module = torch.get_device_module(found.type)
+        count = getattr(module, "device_count", None)
+        return count is None or (found.index or 0) < count()
+    except Exception:  # noqa: BLE001  # A device's module is its vendor's code.
+        return False
+
+
+def _seen(plugin: Plugin) -> list[Device]:
+    """The devices one backend finds; a reason for finding none is put into its record."""
+    answer = registry().ask(plugin, "hal_devices")
+    if isinstance(answer, str):
+        plugin.reason = answer
+        return []
+    claimed = registry().members(plugin, "hal_devices", Device, answer)
+    for each in claimed:
+        if not _present(each):
+            problem = f"hal_devices claims {each}, on which this torch can place nothing"
+            registry().problem(plugin, problem)
+    return [each for each in claimed if _present(each)]
 
 
 def _probed() -> dict[tuple[str, int | None], Device]:
@@ -43,18 +66,21 @@ def _probed() -> dict[tuple[str, int | None], Device]:
 def _probe() -> dict[tuple[str, int | None], Device]:
     found: dict[tuple[str, int | None], Device] = {}
     for plugin in _by_precedence():
-        answer = registry().ask(plugin, "hal_devices") or ()
-        for seen in () if isinstance(answer, str) else answer:
-            if isinstance(seen, Device):
-                found.setdefault((seen.type, seen.index), seen)
+        for seen in _seen(plugin):
+            found.setdefault((seen.type, seen.index), seen)
     return {key: attrs.evolve(seen, capabilities=_claims(seen)) for key, seen in found.items()}
 
 
 @functools.cache
-def _unknown(kind: str, index: int | None) -> Device:
-    """A device that no backend found; what is portable may still serve it."""
+def _bare(kind: str, index: int | None) -> Device:
     bare = Device(kind, index)
     return attrs.evolve(bare, capabilities=_claims(bare))
+
+
+def _unknown(kind: str, index: int | None) -> Device:
+    """A device that no backend found; what is portable may still serve it."""
+    with registry().lock:
+        return _bare(kind, index)
 
 
 def devices() -> list[Device]:
@@ -91,16 +117,20 @@ def device(like: Tensor | torch.device | Device | str | None = None) -> Device:
 def _parsed(like: torch.device | str) -> torch.device:
     if not isinstance(like, (str, torch.device)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidType(f"expected a tensor or a device, not {like!r}")
+    # A backend may bring the type along.
+    registry().load()
     try:
         return torch.device(like)
     except RuntimeError as error:
-        raise InvalidInput(f"{like!r} is not a device: {error}".splitlines()[0]) from None
+        what = f"{like!r} is not a device: {error}".splitlines()[0]
+        raise InvalidInput(f"{what}{registry().troubles()}") from None
 
 
 def _found(kind: str, index: int | None) -> Device:
     probed = _probed()
-    if (kind, index) in probed:
-        return probed[kind, index]
+    for key in (kind, index), (kind, None):
+        if key in probed:
+            return probed[key]
     if index is None:
         first = [found for (its, _), found in probed.items() if its == kind]
         return min(first, key=lambda found: found.index or 0) if first else _unknown(kind, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,9 +14,8 @@ import attrs
 from hal.errors import BackendError, NoKernel
 from hal.hardware import Device
 from hal.op import Kernel, Op
-from hal.plugins import REFERENCE, Plugin, State, registry
+from hal.plugins import REFERENCE, Plugin, State, cause, registry
 from hal.policy import Policy
-from hal.settings import settings
 
 __all__ = ["Candidate", "Choice", "choose", "offers", "require_chosen"]
 
@@ -97,48 +97,59 @@ def _band(plugin: Plugin) -> int:
     return 1 if plugin.ours else 0
 
 
-def _shape(function: Any) -> list[tuple[str, Any, Any]] | None:
-    """Names, kinds and defaults of the parameters; None if they cannot be had."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    return [(p.name, p.kind, p.default) for p in parameters]
+def _same(found: inspect.Signature, wanted: inspect.Signature) -> bool:
+    """Whether names, kinds and defaults of all parameters are the same; annotations may differ."""
+
+    def shape(signature: inspect.Signature) -> list[tuple[Any, ...]]:
+        # Types come first: a default of another type, such as a tensor, may not compare at all.
+        return [(p.name, p.kind, type(p.default)) for p in signature.parameters.values()]
+
+    pairs = zip(found.parameters.values(), wanted.parameters.values(), strict=False)
+    return shape(found) == shape(wanted) and all(a.default == b.default for a, b in pairs)
 
 
 def _fault(op: Op, kernel: object) -> str | None:
     """Why an answer of a hook is no kernel of ``op``."""
     if not isinstance(kernel, Kernel):
-        return f"answered with {kernel!r}, not a hal.Kernel"
-    wanted = [(p.name, p.kind, p.default) for p in op.signature.parameters.values()]
-    for function in (kernel.fn, kernel.inplace):
-        if function is not None and _shape(function) != wanted:
-            try:
-                found = str(inspect.signature(function))
-            except (TypeError, ValueError):
-                found = "unknown"
-            return f"its signature is {found}; the op's is {op.signature}"
+        return f"answered with {reprlib.repr(kernel)}, not a hal.Kernel"
+    for function in filter(None, (kernel.fn, kernel.inplace)):
+        try:
+            found = inspect.signature(function)
+        except (TypeError, ValueError) as error:
+            return f"the signature of {kernel.name} cannot be had: {error}"
+        if not _same(found, op.signature):
+            return f"the signature of {kernel.name} is {found}; the op's is {op.signature}"
     if kernel.inplace is not None and not op.inplace:
-        return "offers an in-place form; the op has none of its own"
+        return f"{kernel.name} offers an in-place form; the op has none of its own"
     return None
+
+
+def _checked(plugin: Plugin, op: Op, kernel: object, names: set[str]) -> str | None:
+    """Put what is wrong with an offered kernel on record, and return it."""
+    try:
+        fault = _fault(op, kernel)
+        if fault is None and isinstance(kernel, Kernel) and kernel.name in names:
+            fault = f"offers two kernels of the name {kernel.name}"
+    except Exception as error:  # noqa: BLE001  # A signature can be any object, with code of its own.
+        fault = f"cannot be inspected: {cause(error)}"
+    if fault:
+        registry().problem(plugin, f"{op.name}: {fault}")
+    return fault
 
 
 def _answers(plugin: Plugin, op: Op, device: Device) -> Iterator[Offer]:
     """What one backend answers, an offer a kernel, malformed ones as refusals."""
-    seen = len(plugin.problems)
     answer = registry().ask(plugin, op.name, device)
-    if answer is None:
-        problems = plugin.problems[seen:] or [p for p in plugin.problems if p.startswith(f"{op.name} ")]
-        yield Offer(plugin.name, _band(plugin), reason=" and ".join(problems) or "offers no kernel here")
-        return
+    kernels = answer if isinstance(answer, (list, tuple)) else [] if answer is None else [answer]
+    if not kernels:
+        problems = [p for p in plugin.problems if p.startswith(f"{op.name} ")]
+        yield Offer(
+            plugin.name, _band(plugin), reason="; ".join(problems) or "offers no kernel here"
+        )
     names: set[str] = set()
-    for order, kernel in enumerate(answer if isinstance(answer, Sequence) else [answer]):
-        fault = _fault(op, kernel)
-        if fault is None and kernel.name in names:
-            fault = f"offers two kernels of the name {kernel.name}"
-        if fault:
-            registry().problem(plugin, f"{op.name}: {fault}")
-        else:
+    for order, kernel in enumerate(kernels):
+        fault = _checked(plugin, op, kernel, names)
+        if fault is None:
             names.add(kernel.name)
         yield Offer(plugin.name, _band(plugin), order, None if fault else kernel, fault)
 
@@ -150,9 +161,7 @@ def _silent(plugin: Plugin, op: Op, device: Device) -> str | None:
     if not plugin.serves(device.type):
         served = ", ".join((plugin.backend and plugin.backend.devices) or ())
         return f"serves {served} only"
-    if f"{plugin.name}:{op.name}" in settings().disable:
-        return "denied for this op by HAL_DISABLE"
-    return None
+    return "denied for this op by HAL_DISABLE" if plugin.denied(op.name) else None
 
 
 def _ask_all(op: Op, device: Device) -> tuple[Offer, ...]:
@@ -160,7 +169,10 @@ def _ask_all(op: Op, device: Device) -> tuple[Offer, ...]:
     registry().load()
     for plugin in registry().plugins:
         reason = _silent(plugin, op, device)
-        found += [Offer(plugin.name, _band(plugin), reason=reason)] if reason else _answers(plugin, op, device)
+        if reason:
+            found.append(Offer(plugin.name, _band(plugin), reason=reason))
+        else:
+            found.extend(_answers(plugin, op, device))
     return tuple(sorted(found, key=lambda offer: (offer.band, offer.backend, offer.order)))
 
 
@@ -190,14 +202,27 @@ def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -
             return f"is not {trait}"
     if args is None or offer.kernel.supports is None:
         return None
-    return called(op, offer.kernel.supports, args)
+    return _unmet(offer, offer.kernel, op, args)
 
 
-def called(op: Op, function: Any, args: Sequence[Any]) -> Any:
-    """Call ``function`` with the op's arguments, given flat in the order of its signature."""
-    split = sum(p.kind is not p.KEYWORD_ONLY for p in op.signature.parameters.values())
-    names = list(op.signature.parameters)[split:]
-    return function(*args[:split], **dict(zip(names, args[split:], strict=True)))
+def _unmet(offer: Offer, kernel: Kernel, op: Op, args: Sequence[Any]) -> str | None:
+    """What the kernel's own condition says against these arguments; one that is broken refuses."""
+    assert kernel.supports is not None
+    try:
+        answer = op.call(kernel.supports, args)
+        if answer is None or (isinstance(answer, str) and answer):
+            return answer
+        fault = f"answered with {reprlib.repr(answer)}, neither None nor a reason"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # Another kernel may serve, as if this refused.
+        fault = f"raised {cause(error)}"
+    loaded = (p for p in registry().plugins if p.name == offer.backend and p.state is State.LOADED)
+    for plugin in loaded:
+        # Without the text, which may differ from call to call and pile up.
+        brief = fault.partition(":")[0]
+        registry().problem(plugin, f"{op.name}: the condition of {kernel.name} {brief}")
+    return f"its condition {fault}"
 
 
 def _rank(offer: Offer, op: Op, policy: Policy) -> tuple[int, ...]:
@@ -230,7 +255,9 @@ def _merit(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> 
     elif any(offer.matches(spec) for spec in policy.preferred(op.name)):
         why = "preferred"
     else:
-        why = ("third-party for this device", "for this device", "portable", "reference")[offer.band]
+        why = ("third-party for this device", "for this device", "portable", "reference")[
+            offer.band
+        ]
     conditional = offer.kernel is not None and offer.kernel.supports is not None
     return f"{why}, if its condition holds" if conditional and args is None else why
 
@@ -244,7 +271,7 @@ def require_chosen(choice: Choice, op: Op) -> Candidate:
     """
     chosen = choice.chosen
     if chosen is None:
-        raise NoKernel(f"no kernel can serve {choice}{registry().troubles()}")
+        raise NoKernel(f"no kernel can serve {choice}{registry().troubles(str(choice))}")
     if choice.device.accelerator and chosen.reason == "reference":
         _warn_of_reference(op.name, choice.device, str(choice))
     return chosen
@@ -265,5 +292,3 @@ def reference(op: Op, device: Device) -> Kernel:
         if offer.band == 3 and offer.kernel is not None:
             return offer.kernel
     raise BackendError(f"{op.name} needs its reference, which backend {REFERENCE} does not give")
-
-

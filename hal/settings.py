@@ -1,4 +1,4 @@
-"""The environment variables of hal, read once at first use; no other module reads the environment."""
+"""The environment variables of hal, read once at first use; no other module reads any."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ class Settings:
     Attributes:
         use: ``HAL_USE``, forced backends in the grammar of ``hal.use``.
         prefer: ``HAL_PREFER``, preferred backends in the same grammar.
-        plugins: ``HAL_PLUGINS``, the only backends (or distributions) allowed besides the reference; None allows all.
-        disable: ``HAL_DISABLE``, denied ``backend``, ``distribution`` or ``backend:op``; wins over ``plugins``.
+        plugins: ``HAL_PLUGINS``, the only backends (or distributions) allowed besides the
+            reference, none if it is set and empty; None allows all.
+        disable: ``HAL_DISABLE``, denied ``backend``, ``distribution`` or ``backend:op``; wins over
+            ``plugins``.
         safe: ``HAL_SAFE=1``, the reference alone; no other backend is imported.
         strict: ``HAL_STRICT=1``, a backend or kernel that cannot be had is an error.
     """
@@ -63,7 +65,7 @@ def settings() -> Settings:
         use=os.environ.get("HAL_USE", ""),
         prefer=os.environ.get("HAL_PREFER", ""),
         plugins=None if allowed is None else _words(allowed),
-        disable=_words(os.environ.get("HAL_DISABLE", "").replace("|", ",")),
+        disable=_words(os.environ.get("HAL_DISABLE", "")),
         safe=_switch("HAL_SAFE"),
         strict=_switch("HAL_STRICT"),
     )

@@ -222,7 +222,7 @@ def sample(
         >>> probs = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
         >>> rows = torch.tensor([0, 0, 0, 0])
         >>> hal.ops.sample(probs, top_k=2, seed=7, offset=0, indices=rows)
-        tensor([], dtype=torch.int32)
+        tensor([3, 2, 2, 3], dtype=torch.int32)
     """
     _check_vocab("probs", probs)
     check(probs.dim() == 2, "probs must be [rows, vocab]", probs=probs)

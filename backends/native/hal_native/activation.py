@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 def silu_and_mul(x: Tensor) -> Tensor:
     gate, up = wide(x).chunk(2, dim=-1)
-    return (silu(gate) * up).to(x.dtype)
+    return (silu(gate) * up).to(x.dtype).contiguous()
 
 
 def gelu_and_mul(x: Tensor) -> Tensor:
     gate, up = wide(x).chunk(2, dim=-1)
-    return (gelu(gate) * up).to(x.dtype)
+    return (gelu(gate) * up).to(x.dtype).contiguous()
 
 
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     gate, up = wide(x).chunk(2, dim=-1)
-    return (gelu(gate, approximate="tanh") * up).to(x.dtype)
+    return (gelu(gate, approximate="tanh") * up).to(x.dtype).contiguous()

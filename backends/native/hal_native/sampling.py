@@ -47,7 +47,8 @@ def sample(
 ) -> Tensor:
     given = wide(probs if indices is None else probs.index_select(0, indices))
     p = torch.where(given > 0, given, 0)  # NaN counts as zero
-    keep = _keep(p, top_k=top_k, top_p=top_p, min_p=min_p) & (p > 0)
+    keep = _keep(p, top_k=top_k, top_p=top_p, min_p=min_p)
+    # A probability of 0 scores -inf, as the tokens left out do.
     score = p.log() - _exponential(p, seed, offset).log()
     return score.masked_fill(~keep, -math.inf).argmax(dim=-1).to(torch.int32)
 

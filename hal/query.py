@@ -1,0 +1,205 @@
+"""What is asked ahead of a call: which kernel would serve, whether a feature may be switched on, what was called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from hal.dispatch import Record
+from hal.hardware import Capability, Device
+from hal.op import OPS
+from hal.plugins import registry
+from hal.policy import Entry, Policy, current, entered, op_name
+from hal.probe import device as find_device
+from hal.probe import known_capability
+from hal.select import Choice, choose, offers, require_chosen
+from hal.validate import first_tensor, validate
+
+__all__ = ["Requirement", "bind", "explain", "require", "trace"]
+
+# What a device's capability asks of each kernel; the others ask nothing.
+_TRAIT_OF = {Capability.GRAPH_CAPTURE: "graph_safe", Capability.PDL: "pdl"}
+
+Where = Tensor | torch.device | Device | str | None
+
+
+def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
+    """The kernel that serves ``op`` on the device of ``like`` here and now, as a plain callable.
+
+    It skips every check, and autograd unless it is plain torch. Where kernels have conditions, the callable
+    goes through them at each call, with the preferences that held when it was bound.
+
+    Raises:
+        NoKernel: No kernel may serve.
+
+    Example:
+        >>> norm = hal.bind(hal.ops.rms_norm, like=torch.zeros(1))
+        >>> norm(torch.ones(1, 2), None)
+        tensor([[1.0000, 1.0000]])
+    """
+    declared, policy, where = OPS[op_name(op)], current(), find_device(like)
+    chosen = require_chosen(choose(declared, where, policy), declared)
+    assert chosen.offered is not None
+    conditional = any(offer.kernel and offer.kernel.supports for offer in offers(declared, where))
+    if not conditional:
+        return chosen.offered.fn
+
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        flat = declared.flatten(args, kwargs)
+        served = require_chosen(choose(declared, where, policy, flat), declared)
+        assert served.offered is not None
+        return served.offered.fn(*args, **kwargs)
+
+    return bound
+
+
+def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Choice:
+    """Which kernel would serve this call, and why not the others, from the code that chooses.
+
+    Args:
+        op: A function of ``hal.ops`` or its name.
+        args: The op's arguments; meta tensors do, with the choice explained for the current device. Without
+            any, conditions count as met.
+        kwargs: The same by keyword.
+
+    Raises:
+        InvalidInput: Arguments that the op refuses.
+
+    Example:
+        >>> hal.explain("silu_and_mul", torch.zeros(2, 8)).chosen.kernel
+        'torch'
+    """
+    declared = OPS[op_name(op)]
+    if not args and not kwargs:
+        return choose(declared, find_device(), current())
+    flat = declared.flatten(args, kwargs)
+    validate(declared, flat)
+    tensor = first_tensor(flat)
+    return choose(
+        declared, find_device() if tensor.is_meta else find_device(tensor), current(), flat
+    )
+
+
+@attrs.frozen
+class Requirement:
+    """The answer of ``hal.require``; true where everything asked for is there.
+
+    Attributes:
+        capability: What was asked for.
+        device: Where.
+        kernels: The kernel that would serve each op, as ``backend:kernel``; None where none may.
+        reasons: Why not, for each op that has no such kernel; for the device itself under its name.
+    """
+
+    capability: Capability
+    device: Device
+    kernels: dict[str, str | None]
+    reasons: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no reasons against it."""
+        return not self.reasons
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [f"{self.capability.value} on {self.device}: {'ok' if self.ok else 'no'}"]
+        lines += [f"  {op}: {kernel}" for op, kernel in self.kernels.items() if kernel]
+        lines += [f"  {op}: {reason}" for op, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain data."""
+        return {
+            "capability": self.capability.value,
+            "device": str(self.device),
+            "ok": self.ok,
+            "kernels": self.kernels,
+            "reasons": self.reasons,
+        }
+
+
+def require(
+    capability: Capability | str, ops: Sequence[Any] | None = None, device: Where = None
+) -> Requirement:
+    """Whether a feature may be switched on: the device has the capability, and each op a kernel fit for it.
+
+    A kernel with a condition of its own cannot vouch for every call: an op is fit if some unconditional
+    kernel is.
+
+    Args:
+        capability: What the feature needs.
+        ops: Names or functions of ``hal.ops`` that run under it; without it all ops.
+        device: Where; without it the current device.
+
+    Raises:
+        InvalidInput: An unknown capability, op or device.
+
+    Example:
+        >>> answer = hal.require(hal.Capability.FAKE_KERNELS, ops=[hal.ops.rms_norm], device="cpu")
+        >>> bool(answer), answer.kernels
+        (True, {'rms_norm': 'native:torch'})
+    """
+    wanted, where = known_capability(capability), find_device(device)
+    names = list(OPS) if ops is None else [op_name(op) for op in ops]
+    reasons: dict[str, str] = {}
+    if wanted not in where.capabilities:
+        missing = f"no backend states {wanted.value} for {where} ({where.name})"
+        reasons[str(where)] = f"{missing}{registry().troubles()}"
+    trait = _TRAIT_OF.get(wanted)
+    policy = Policy((*current().entries, *([Entry("trait", None, trait)] if trait else [])))
+    kernels: dict[str, str | None] = {}
+    for name in names:
+        choice = choose(OPS[name], where, policy)
+        kernels[name] = str(choice.chosen) if choice.chosen else None
+        if not _vouches(choice):
+            reasons[name] = "; ".join(f"{c}: {c.reason}" for c in choice.candidates)
+    return Requirement(wanted, where, kernels, reasons)
+
+
+def _vouches(choice: Choice) -> bool:
+    """Whether some candidate that is not refused serves every call."""
+    after = False
+    for candidate in choice.candidates:
+        after = after or candidate.chosen
+        passed = candidate.chosen or candidate.reason.endswith(" comes first")
+        if (
+            after
+            and passed
+            and candidate.offered is not None
+            and candidate.offered.supports is None
+        ):
+            return True
+    return False
+
+
+@attrs.frozen(eq=False)
+class _Trace:
+    records: list[Record]
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[list[Record]]:
+    """Record each call of an op that runs in this thread or task during the block.
+
+    Slow, for looking. What ``torch.compile`` traced inline is torch code by then, and not recorded.
+
+    Yields:
+        A list that grows: op, backend, kernel, dtypes and shapes of each call.
+
+    Example:
+        >>> with hal.trace() as records:
+        ...     _ = hal.ops.silu_and_mul(torch.zeros(2, 8))
+        >>> records
+        [Record(op='silu_and_mul', backend='native', kernel='torch', dtypes=('float32',), shapes=((2, 8),))]
+    """
+    records: list[Record] = []
+    with entered([Entry("trace", None, _Trace(records))]):
+        yield records

@@ -1,0 +1,121 @@
+"""Checks around a kernel: its arguments before anything runs, its results once for each plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hal.checks import describe
+from hal.errors import BackendError, InvalidInput, InvalidType
+from hal.op import Op, Parameter
+
+__all__ = [
+    "as_tuple",
+    "check_results",
+    "check_targets",
+    "check_types",
+    "first_tensor",
+    "tensors",
+    "validate",
+]
+
+_ACCEPTED: dict[Any, tuple[type, ...]] = {
+    float: (float, int, torch.SymFloat, torch.SymInt),
+    int: (int, torch.SymInt),
+    bool: (bool, torch.SymBool),
+    Sequence: (tuple, list),
+}
+
+
+def _accepts(parameter: Parameter, value: Any) -> bool:
+    if isinstance(value, bool) and bool not in parameter.types:
+        return False
+    return any(isinstance(value, _ACCEPTED.get(t, (t,))) for t in parameter.types)
+
+
+def check_types(op: Op, flat: Sequence[Any]) -> None:
+    for parameter, value in zip(op.parameters, flat, strict=True):
+        if not _accepts(parameter, value):
+            names = " or ".join(getattr(t, "__name__", str(t)) for t in parameter.types)
+            found = f"{value!r} of type {type(value).__name__}"
+            raise InvalidType(f"{op.name}: {parameter.name} must be {names}, not {found}")
+
+
+def tensors(op: Op, flat: Sequence[Any]) -> dict[str, Tensor]:
+    pairs = zip(op.parameters, flat, strict=True)
+    return {p.name: value for p, value in pairs if isinstance(value, Tensor)}
+
+
+def _check_devices(op: Op, tensors: dict[str, Tensor]) -> None:
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise InvalidInput(f"{op.name}: all tensors must be on one device; found {where}")
+
+
+def _meta(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def as_tuple(results: Any) -> tuple[Any, ...]:
+    """Results as a tuple, also when there is one."""
+    return results if isinstance(results, tuple) else (results,)
+
+
+def validate(op: Op, flat: Sequence[Any]) -> tuple[Any, ...]:
+    """Refuse bad arguments; return the results that the declaration promises, as meta tensors."""
+    check_types(op, flat)
+    _check_devices(op, tensors(op, flat))
+    return as_tuple(op.call(op.contract, [_meta(value) for value in flat]))
+
+
+def check_targets(op: Op, flat: Sequence[Any]) -> None:
+    """Refuse to write into a tensor of which several elements share one place in memory."""
+    for i in op.overwritten:
+        target = flat[i]
+        if isinstance(target, Tensor) and any(
+            stride == 0 and size > 1
+            for size, stride in zip(target.shape, target.stride(), strict=True)
+        ):
+            raise InvalidInput(
+                f"{op.name}: {op.parameters[i].name} is written to and must not be expanded; "
+                f"its strides are {target.stride()} for {describe(target)}"
+            )
+
+
+def _facts(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return None if value is None else type(value)
+    # The strides of an empty tensor say nothing.
+    return list(value.shape), value.dtype, value.stride() if value.numel() else None
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{describe(value)} with strides {value.stride()} on {value.device}"
+
+
+def check_results(
+    op: Op, kernel: object, results: Any, promised: tuple[Any, ...], where: Any
+) -> None:
+    """Require what ``kernel`` returned to be what the declaration promises, on the device ``where``.
+
+    Raises:
+        BackendError: It is not.
+    """
+    found = as_tuple(results)
+    same = [_facts(got) for got in found] == [_facts(want) for want in promised]
+    if same and all(got is None or got.device == where for got in found):
+        return
+    got, want = (", ".join(map(_shown, each)) for each in (found, promised))
+    raise BackendError(f"{op.name}: {kernel} returned {got}; declared is {want}, on {where}")
+
+
+def first_tensor(flat: Sequence[Any]) -> Tensor:
+    """The first argument that is a tensor; it says which device serves."""
+    return next(value for value in flat if isinstance(value, Tensor))
