@@ -1,0 +1,11 @@
+"""One record for each op, by name."""
+
+from __future__ import annotations
+
+from records import activation, attention, kv_cache, norm, rotary, sampling
+from records.record import Record, Refusal, Sample, assert_close
+
+FAMILIES = (activation, norm, rotary, attention, kv_cache, sampling)
+RECORDS: dict[str, Record] = {record.op: record for family in FAMILIES for record in family.RECORDS}
+
+__all__ = ["RECORDS", "Record", "Refusal", "Sample", "assert_close"]
