@@ -1,7 +1,8 @@
 """Measure what a call through hal costs over calling the chosen kernel directly.
 
-The kernels return a ready tensor, so that nothing but the call path is timed: once without a condition, once with
-one. Prints nanoseconds, the best of several repeats of each, and the ratio to the same op through ``torch.ops``.
+The kernels return a ready tensor, so that nothing but the call path is timed: once without a
+condition, once with one. Prints nanoseconds, the best of several repeats of each, and the ratio to
+the same op through ``torch.ops``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def accepts(x: torch.Tensor) -> str | None:
 
 
 def offer(**traits: Any) -> None:
-    """Let the reference's place be taken by a kernel that does nothing, and forget earlier plans."""
+    """Put a kernel that does nothing before the reference, and forget earlier plans."""
     kernel = hal.Kernel(fn=ready, name="ready", **traits)
     form: Form = FORMS[NAME]
     form.plans.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import attrs
@@ -81,7 +81,7 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 @contextlib.contextmanager
-def _kept_generator() -> Iterator[None]:
+def _kept_generator() -> Generator[None, None, None]:
     """Restore the host's generator: a self-test that draws numbers must not change the caller's."""
     state = torch.get_rng_state()
     try:
@@ -91,7 +91,7 @@ def _kept_generator() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanged() -> Iterator[list[str]]:
+def unchanged() -> Generator[list[str], None, None]:
     """Run a backend's code outside the caller's modes, and undo its changes to torch's settings.
 
     What a backend makes while it is loaded outlives the caller's inference mode or fake tensors.
@@ -142,7 +142,7 @@ def _overrides(keys: set[str], late: set[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def registrations() -> Iterator[list[str]]:
+def registrations() -> Generator[list[str], None, None]:
     """Watch for operators of torch or hal that the block takes over.
 
     They stay so: torch forgets a kernel only with the library object, which the backend holds.

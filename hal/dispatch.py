@@ -32,13 +32,13 @@ __all__ = ["Form", "Plan", "Record", "blame", "call", "copy_results", "execute",
 
 # Shapes vary with the number of tokens; past this many plans of one op it is cheaper to plan again.
 _MAX_PLANS = 4096
-# A norm sees the hidden state, queries and keys in turn; each guard tried in vain costs about 0.1 us.
+# A norm sees the hidden state, queries and keys in turn; a guard tried in vain costs about 0.1 us.
 _MAX_RECENT = 4
 
 
 @attrs.frozen
 class Record:
-    """One call, as ``hal.trace()`` records it; dtypes and shapes are those of the tensor arguments."""
+    """One call, as ``hal.trace()`` records it, with the dtypes and shapes of its tensors."""
 
     op: str
     backend: str
@@ -200,14 +200,15 @@ def _trace(form: Form, plan: Plan, flat: Sequence[Any], policy: Policy) -> None:
 def _guard(form: Form, flat: Sequence[Any]) -> Callable[..., bool]:
     """A check that the arguments that can be tensors are like these, in one call into torch.
 
-    It compares type, dispatch keys (hence functorch and inference mode), dtype, device, sizes and strides.
+    It compares type, dispatch keys (hence functorch and inference mode), dtype, device, sizes and
+    strides.
     """
     values = [v for p, v in zip(form.op.parameters, flat, strict=True) if p.tensor]
     given = [value for value in values if isinstance(value, Tensor)]
     guard = TensorGuards(
         *given,
-        dynamic_dims_sizes=[list(tensor.shape) for tensor in given],
-        dynamic_dims_strides=[list(tensor.stride()) for tensor in given],
+        dynamic_dims_sizes=[list(tensor.shape) for tensor in given],  # pyright: ignore[reportArgumentType]
+        dynamic_dims_strides=[list(tensor.stride()) for tensor in given],  # pyright: ignore[reportArgumentType]
     ).check
     if len(given) == len(values):
         return guard
@@ -236,9 +237,6 @@ def _promote(form: Form, flat: Sequence[Any], recent: list[tuple[Any, ...]]) -> 
     recent[:] = [entry, *recent[: _MAX_RECENT - 1]]
 
 
-# ---- calling --------------------------------------------------------------------------------------
-
-
 def _needs_gradient(given: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
 
@@ -247,7 +245,7 @@ def _needs_torch(given: Sequence[Tensor]) -> bool:
     """Whether anything but plain execution on real data is asked for."""
     return (
         _len_torch_dispatch_stack() > 0
-        or peek_interpreter_stack() is not None
+        or peek_interpreter_stack() is not None  # pyright: ignore[reportUnnecessaryComparison]
         or any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta for t in given)
         or _needs_gradient(given)
     )
@@ -282,13 +280,14 @@ def call_below(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
 
 
 def _call_into(form: Form, flat: Sequence[Any], targets: tuple[Any, ...], out: Any) -> Any:
-    """Compute, then copy to ``out``; refused before anything runs if its tensors are not as declared."""
+    """Compute, then copy to ``out``, which is checked before anything runs."""
     promised = validate(form.op, flat)
     where = first_tensor(flat).device
     fits = len(targets) == len(promised) and all(
         (want is None and got is None)
         or (
-            isinstance(got, Tensor)
+            want is not None
+            and isinstance(got, Tensor)
             and (got.shape, got.dtype, got.device) == (want.shape, want.dtype, where)
         )
         for got, want in zip(targets, promised, strict=True)

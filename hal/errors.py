@@ -6,7 +6,7 @@
     ├── InvalidInput(ValueError)      an argument an op, a query or a setting cannot take
     │   └── InvalidType(TypeError)    ... because of its type
     ├── NoKernel(RuntimeError)        no backend can serve this call here, or not the forced one
-    └── BackendError(RuntimeError)    a backend broke its promise: a wrong result, a failed load under HAL_STRICT
+    └── BackendError(RuntimeError)    a backend broke its promise, or cannot be had under HAL_STRICT
 """
 
 from __future__ import annotations

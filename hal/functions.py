@@ -1,4 +1,4 @@
-"""The functions of ``hal.ops``: one per form of an op, with its signature, docstring and the fast path inline."""
+"""The functions of ``hal.ops``: signature, docstring and fast path of each form of an op."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from hal.policy import active
 
 __all__ = ["FORMS", "install"]
 
-# The kernel planned for the latest arguments runs if one call into torch finds these alike. What that cannot
-# see is asked beside it: dispatch modes, the active policy, plain arguments, and whether gradients are recorded.
-# The names are closed over, since Dynamo looks a function's globals up in the module it says it is from.
+# The kernel planned for the latest arguments runs if one call into torch finds these alike. What
+# that cannot see is asked beside it: dispatch modes, the active policy, plain arguments, and
+# whether gradients are recorded. The names are closed over, since Dynamo looks a function's globals
+# up in the module it says it is from.
 _TEMPLATE = """
 def make({names}):
     def {name}({signature}):
@@ -90,7 +91,7 @@ def _doc(form: Form) -> str | None:
     if not form.inplace or form.op.mutates:
         return doc
     written = " and ".join(f"``{name}``" for name in form.op.inplace)
-    return f"``hal.ops.{form.op.name}`` in place: overwrites {written} with its results, and returns them."
+    return f"``hal.ops.{form.op.name}`` in place: overwrites {written} and returns what it wrote."
 
 
 def _no() -> bool:

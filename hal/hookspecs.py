@@ -40,8 +40,11 @@ def _device_types(given: Iterable[str] | None) -> tuple[str, ...] | None:
     if isinstance(given, str):
         raise TypeError(f"devices must be a tuple of device types, such as ({given!r},)")
     types = tuple(given)
-    if not types or not all(isinstance(t, str) and re.fullmatch(r"[a-z]\w*", t) for t in types):
-        raise ValueError(f"devices must be types such as 'cpu', not 'cpu:0'; it is {types!r}")
+    named = all(isinstance(t, str) and re.fullmatch(r"[a-z]\w*", t) for t in types)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not types or not named:
+        raise ValueError(
+            f"devices must be torch's types of device, without an index; it is {types!r}"
+        )
     return types
 
 
@@ -106,7 +109,7 @@ def implemented(name: str, plugin: Any) -> dict[str, Hook]:
     # A manager of its own: what is refused leaves nothing behind, and no backend can wrap another.
     manager = pluggy.PluginManager("hal")
     manager.add_hookspecs(sys.modules[__name__])
-    manager.add_hookspecs(op_hooks())
+    manager.add_hookspecs(op_hooks())  # pyright: ignore[reportArgumentType]
     manager.register(plugin, name)
     manager.check_pending()
     found: dict[str, Hook] = {}

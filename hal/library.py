@@ -1,14 +1,15 @@
-"""The torch.library view of every op: schema, implementation, fake kernel, gradient, batching rule.
+"""The torch.library view of every op: schema, implementation, fake kernel, and what Dynamo traces.
 
-Each form is one operator in the namespace ``hal`` with one implementation for every device, which chooses as the
-eager path does. FakeTensor, subclasses, ``make_fx``, export, functorch and compiled code see only this.
+Each form is one operator in the namespace ``hal`` with one implementation for every device, which
+chooses as the eager path does. FakeTensor, subclasses, ``make_fx``, export, functorch and compiled
+code see only this.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,8 @@ from torch.library import Library, infer_schema
 
 from hal import tracing
 from hal.dispatch import Form, copy_results
-from hal.op import Op, Parameter
-from hal.probe import device
-from hal.select import reference
+from hal.schema import Flat, join, packed, prototype, split, unpacked
+from hal.transforms import autograd_function, backward, batched, remember
 from hal.validate import as_tuple, first_tensor
 
 __all__ = ["register"]
@@ -27,105 +27,14 @@ __all__ = ["register"]
 # The library must live as long as its operators.
 _LIBRARY = Library("hal", "DEF")
 
-Flat = Sequence[Any]
-
-
-# ---- schemas ----------------------------------------------------------------------------------------
-
-
-def _annotation(types: Sequence[Any]) -> Any:
-    """One type of torch's schema language from the members of a union."""
-    plain = next(t for t in types if t is not type(None))
-    plain = Sequence[int] if plain is Sequence else plain
-    return Optional[plain] if type(None) in types else plain  # noqa: UP045  # infer_schema knows this form.
-
-
-def _schema_parameters(parameter: Parameter) -> list[tuple[str, Any, Any]]:
-    """Name, annotation and default of each schema argument; a union of tensor and value becomes two."""
-    if not parameter.union:
-        return [(parameter.name, _annotation(parameter.types), parameter.default)]
-    scalars = [t for t in parameter.types if t not in (Tensor, type(None))]
-    absent = parameter.default is inspect.Parameter.empty
-    default = parameter.default if absent else None
-    return [
-        (parameter.name, Optional[Tensor], default),  # noqa: UP045
-        (f"{parameter.name}_value", Optional[scalars[0]], parameter.default),  # noqa: UP045
-    ]
-
-
-def _prototype(op: Op, result: Any) -> inspect.Signature:
-    """The signature torch's schema is inferred from: everything positional, defaults where they may stand."""
-    wanted = [entry for parameter in op.parameters for entry in _schema_parameters(parameter)]
-    made: list[inspect.Parameter] = []
-    required = False
-    for name, annotation, default in reversed(wanted):
-        # A parameter before a required one, and a list, cannot have a default in a schema.
-        required = required or default is inspect.Parameter.empty
-        kept = inspect.Parameter.empty if required or isinstance(default, tuple) else default
-        required = required or isinstance(default, tuple)
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        made.append(inspect.Parameter(name, kind, default=kept, annotation=annotation))
-    return inspect.Signature(made[::-1], return_annotation=result)
-
 
 def _define(name: str, signature: inspect.Signature, mutated: Sequence[str]) -> Any:
-    def prototype() -> None: ...
+    def stated() -> None: ...
 
-    prototype.__signature__ = signature  # type: ignore[attr-defined]
-    schema = infer_schema(prototype, mutates_args=tuple(mutated))
+    stated.__signature__ = signature  # type: ignore[attr-defined]
+    schema = infer_schema(stated, mutates_args=tuple(mutated))
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     return getattr(torch.ops.hal, name).default
-
-
-def _split(op: Op, flat: Flat) -> list[Any]:
-    """An op's arguments as its schema has them."""
-    arguments: list[Any] = []
-    for parameter, value in zip(op.parameters, flat, strict=True):
-        if not parameter.union:
-            arguments.append(value)
-        elif isinstance(value, Tensor):
-            arguments += [value, None]
-        else:
-            arguments += [None, value]
-    return arguments
-
-
-def _join(op: Op, arguments: Flat) -> list[Any]:
-    """The inverse of ``_split``."""
-    rest = iter(arguments)
-    flat: list[Any] = []
-    for parameter in op.parameters:
-        value = next(rest)
-        if parameter.union:
-            plain = next(rest)
-            value = plain if value is None else value
-        flat.append(tuple(value) if isinstance(value, list) else value)
-    return flat
-
-
-# ---- results ----------------------------------------------------------------------------------------
-
-
-def _present(op: Op, flat: Flat) -> list[bool]:
-    """Which results are tensors: one that would overwrite an argument that is None is None itself."""
-    positions = op.overwritten
-    return [flat[i] is not None for i in positions] or [True] * len(op.results or (Tensor,))
-
-
-def _packed(op: Op, results: Any, like: Tensor) -> Any:
-    """Results as the schema has them: an empty tensor in place of None."""
-    full = tuple(like.new_empty(0) if r is None else r for r in as_tuple(results))
-    return full[0] if op.results is None else full
-
-
-def _unpacked(op: Op, flat: Flat, results: Any) -> Any:
-    """The inverse of ``_packed``."""
-    if op.results is None:
-        return results
-    return tuple(r if there else None for r, there in zip(results, _present(op, flat), strict=True))
-
-
-# ---- operators --------------------------------------------------------------------------------------
 
 
 def _defaults(signature: inspect.Signature) -> list[Any]:
@@ -135,7 +44,7 @@ def _defaults(signature: inspect.Signature) -> list[Any]:
 def _register(
     name: str, signature: inspect.Signature, body: Any, fake: Any, mutated: Any = ()
 ) -> Any:
-    """Define ``hal::name`` with ``body`` for every device and ``fake`` for shapes; both take all arguments."""
+    """Define ``hal::name``: ``body`` computes on every device, ``fake`` gives the shapes."""
     overload = _define(name, signature, mutated)
     defaults = _defaults(signature)
 
@@ -156,18 +65,18 @@ def _functional(form: Form) -> Any:
     result = Tensor if op.results is None else tuple[(Tensor,) * len(op.results)]  # type: ignore[misc]
 
     def body(arguments: Flat) -> Any:
-        flat = _join(op, arguments)
-        return _packed(op, op.call(form.below, flat), first_tensor(flat))
+        flat = join(op, arguments)
+        return packed(op, op.call(form.below, flat), first_tensor(flat))
 
     def fake(arguments: Flat) -> Any:
-        flat = _join(op, arguments)
-        return _packed(op, op.call(op.contract, flat), first_tensor(flat))
+        flat = join(op, arguments)
+        return packed(op, op.call(op.contract, flat), first_tensor(flat))
 
-    overload = _register(form.name, _prototype(op, result), body, fake)
-    torch.library.register_vmap(f"hal::{op.name}", _batched(op, overload), lib=_LIBRARY)
+    overload = _register(form.name, prototype(op, result), body, fake)
+    torch.library.register_vmap(f"hal::{op.name}", batched(op, overload), lib=_LIBRARY)
     if op.grad:
         torch.library.register_autograd(
-            f"hal::{op.name}", _backward(op), setup_context=_remember, lib=_LIBRARY
+            f"hal::{op.name}", backward(op), setup_context=remember, lib=_LIBRARY
         )
     return overload
 
@@ -176,91 +85,12 @@ def _inplace(form: Form) -> Any:
     op = form.op
 
     def body(arguments: Flat) -> None:
-        op.call(form.below, _join(op, arguments))
+        op.call(form.below, join(op, arguments))
 
     def fake(arguments: Flat) -> None:
-        op.call(op.contract, _join(op, arguments))
+        op.call(op.contract, join(op, arguments))
 
-    return _register(form.name, _prototype(op, None), body, fake, op.inplace or op.mutates)
-
-
-# ---- transforms -------------------------------------------------------------------------------------
-
-
-def _batched(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Vmap runs the op on each slice: right for every kernel and every argument that is batched."""
-
-    def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        def slices(i: int) -> list[Any]:
-            pairs = zip(arguments, in_dims, strict=True)
-            return [a if dim is None else a.select(dim, i) for a, dim in pairs]
-
-        results = [as_tuple(function(*slices(i))) for i in range(info.batch_size)]
-        stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
-        return (stacked[0], 0) if op.results is None else (stacked, (0,) * len(stacked))
-
-    return batched
-
-
-def _remember(ctx: Any, inputs: Flat, output: Any) -> None:
-    del output
-    ctx.save_for_backward(*[value for value in inputs if isinstance(value, Tensor)])
-    ctx.plain = [None if isinstance(value, Tensor) else (value,) for value in inputs]
-
-
-def _backward(op: Op) -> Callable[..., Any]:
-    """The gradient is the vector-Jacobian product of the reference, whichever kernel ran."""
-
-    def backward(ctx: Any, *grads: Any) -> Any:
-        tensors = iter(ctx.saved_tensors)
-        inputs = [next(tensors) if plain is None else plain[0] for plain in ctx.plain]
-        wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
-        present = _present(op, _join(op, inputs))
-        given = [grad for grad, there in zip(grads, present, strict=True) if there]
-        found = dict(zip(wanted, _vjp(op, inputs, wanted, given), strict=True))
-        return tuple(found.get(i) for i in range(len(inputs)))
-
-    return backward
-
-
-def _autograd_function(op: Op, overload: Any) -> type[torch.autograd.Function]:
-    """The op for functorch, whose transforms cannot see through ``register_autograd``."""
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(*arguments: Any) -> Any:
-            return overload(*arguments)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            _remember(ctx, inputs, output)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return _backward(op)(ctx, *grads)
-
-        @staticmethod
-        def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            return _batched(op, Function.apply)(info, in_dims, *arguments)
-
-    return Function
-
-
-def _vjp(op: Op, inputs: list[Any], wanted: list[int], grads: list[Tensor]) -> tuple[Tensor, ...]:
-    kernel = reference(op, device(first_tensor(inputs)))
-
-    def function(*varied: Tensor) -> tuple[Tensor, ...]:
-        arguments = list(inputs)
-        for i, value in zip(wanted, varied, strict=True):
-            arguments[i] = value
-        results = as_tuple(op.call(kernel.fn, _join(op, arguments)))
-        return tuple(result for result in results if result is not None)
-
-    _, pull = torch.func.vjp(function, *[inputs[i] for i in wanted])
-    return pull(tuple(grads))
-
-
-# ---- torch.compile ----------------------------------------------------------------------------------
+    return _register(form.name, prototype(op, None), body, fake, op.inplace or op.mutates)
 
 
 def _traced(form: Form) -> Callable[[Flat, Any], Any]:
@@ -271,11 +101,11 @@ def _traced(form: Form) -> Callable[[Flat, Any], Any]:
     copies, prefix = bool(op.inplace), f"{op.name}@"
 
     def opaque(flat: Flat) -> Any:
-        results = overload(*_split(op, flat))
-        return None if form.inplace else _unpacked(op, flat, results)
+        results = overload(*split(op, flat))
+        return None if form.inplace else unpacked(op, flat, results)
 
     def inline(function: Any, flat: Flat) -> Any:
-        plain, named = flat[:count], dict(zip(keywords, flat[count:]))
+        plain, named = flat[:count], dict(zip(keywords, flat[count:], strict=True))
         contract(*plain, **named)
         return function(*plain, **named)
 
@@ -301,13 +131,14 @@ def _traced(form: Form) -> Callable[[Flat, Any], Any]:
 def _through(form: Form) -> Callable[[Flat], Any]:
     """A call through torch's dispatcher, with the results of the Python function."""
     op, overload, positions = form.op, form.overload, form.op.overwritten
-    function = _autograd_function(op, overload) if op.grad and not form.inplace else None
+    function = autograd_function(op, overload) if op.grad and not form.inplace else None
 
     def through(flat: Flat) -> Any:
-        transformed = function is not None and peek_interpreter_stack() is not None
-        results = (function.apply if transformed else overload)(*_split(op, flat))
+        transformed = peek_interpreter_stack() is not None  # pyright: ignore[reportUnnecessaryComparison]
+        target = function.apply if function and transformed else overload
+        results = target(*split(op, flat))
         if not form.inplace:
-            return _unpacked(op, flat, results)
+            return unpacked(op, flat, results)
         targets = tuple(flat[i] for i in positions)
         return targets[0] if op.results is None else targets
 

@@ -1,4 +1,4 @@
-"""What an operator is (``Op``, made by the ``op`` decorator) and what a backend offers for it (``Kernel``)."""
+"""What an operator is (``Op``, made by ``op``) and what a backend offers for it (``Kernel``)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Contract = TypeVar("Contract", bound=Callable[..., Any])
 
 @attrs.frozen
 class Parameter:
-    """A parameter of an op; ``types`` are what it accepts, ``Tensor`` and ``NoneType`` among them."""
+    """A parameter of an op; ``types`` are what it accepts, such as ``Tensor`` and ``NoneType``."""
 
     name: str
     types: tuple[Any, ...]
@@ -86,7 +86,7 @@ class Op:
         """Call ``function`` with this op's arguments, given flat in the order of the signature."""
         if not self.keywords:
             return function(*flat)
-        named = zip(self.keywords, flat[self.positional :])
+        named = zip(self.keywords, flat[self.positional :], strict=True)
         return function(*flat[: self.positional], **dict(named))
 
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -117,9 +117,11 @@ class Kernel:
 
     Args:
         fn: A callable with exactly the signature of the op; returns new contiguous tensors.
-        name: Whose code runs: ``torch``, ``triton``, ``flashinfer`` ...; unique within a backend and op.
-        supports: Called with the op's arguments before a choice; None if they can be served, else the
-            reason why not. It sees shapes, dtypes and strides, and reads neither data nor environment.
+        name: Whose code runs: ``torch``, ``triton``, ``flashinfer`` ...; unique within a backend
+            and op.
+        supports: Called with the op's arguments before a choice; None if they can be served, else
+            the reason why not. It sees shapes, dtypes and strides, and reads neither data nor
+            environment.
         inplace: The in-place form, for ops that have one: writes its results into its arguments.
             Without it hal copies the results of ``fn``.
         graph_safe: May be captured into a device graph and replayed with new data.
@@ -150,7 +152,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _resolved(contract: Callable[..., Any]) -> tuple[tuple[Parameter, ...], tuple[Any, ...] | None]:
-    """The parameters and results of a declaration, whose module imports its types for checkers only."""
+    """Parameters and results of a declaration, whose module imports its types for checkers only."""
     hints = typing.get_type_hints(
         contract, localns={"Tensor": Tensor, "torch": torch, "Sequence": Sequence}
     )

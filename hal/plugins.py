@@ -7,7 +7,7 @@ import os
 import reprlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import attrs
@@ -122,7 +122,7 @@ class Registry:
         return [plugin for plugin in plugins if plugin.state is State.LOADED]
 
     @contextlib.contextmanager
-    def _asking(self, plugin: Plugin, question: str, *args: object) -> Iterator[None]:
+    def _asking(self, plugin: Plugin, question: str, *args: object) -> Generator[None, None, None]:
         """Hold the lock; refuse to ask what is being asked, which would never end."""
         with self.lock:
             if (plugin, question, *args) in self._open:

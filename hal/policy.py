@@ -39,7 +39,7 @@ class Policy:
     traces: tuple[list[Any], ...] = attrs.field(init=False)
     """The lists that record each call."""
 
-    @traces.default
+    @traces.default  # pyright: ignore[reportUntypedFunctionDecorator, reportAttributeAccessIssue]
     def _traces(self) -> tuple[list[Any], ...]:
         return tuple(e.value.records for e in self.entries if e.kind == "trace")
 
@@ -173,7 +173,7 @@ def _interned(entries: tuple[Entry, ...]) -> Policy:
 
 def _statement(kind: str, specs: tuple[str, ...], by_op: dict[str, str]) -> entered:
     for given in (*specs, *by_op.values()):
-        if not isinstance(given, str):
+        if not isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidType(f"{kind}() takes names of backends, not {given!r}")
     text = [*specs, *(f"{op}={spec}" for op, text in by_op.items() for spec in text.split(","))]
     entries = _entries(kind, ",".join(text))

@@ -16,7 +16,7 @@ __all__ = ["device", "devices", "known_capability", "supports"]
 
 
 def _by_precedence() -> list[Plugin]:
-    """Backends that name their device types first, the reference last, so that its generic facts give way."""
+    """Backends that name their device types first, the reference with its generic facts last."""
 
     def rank(plugin: Plugin) -> tuple[bool, bool, str]:
         named = plugin.backend is not None and plugin.backend.devices is not None

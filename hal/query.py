@@ -1,9 +1,9 @@
-"""What is asked ahead of a call: which kernel would serve, whether a feature may be switched on, what was called."""
+"""What is asked around a call: which kernel serves, what may be switched on, what was called."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import attrs
@@ -31,8 +31,8 @@ Where = Tensor | torch.device | Device | str | None
 def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
     """The kernel that serves ``op`` on the device of ``like`` here and now, as a plain callable.
 
-    It skips every check, and autograd unless it is plain torch. Where kernels have conditions, the callable
-    goes through them at each call, with the preferences that held when it was bound.
+    It skips every check, and autograd unless it is plain torch. Where kernels have conditions, the
+    callable goes through them at each call, with the preferences that held when it was bound.
 
     Raises:
         NoKernel: No kernel may serve.
@@ -63,8 +63,8 @@ def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Choice:
 
     Args:
         op: A function of ``hal.ops`` or its name.
-        args: The op's arguments; meta tensors do, with the choice explained for the current device. Without
-            any, conditions count as met.
+        args: The op's arguments; meta tensors do, with the choice explained for the current device.
+            Without any, conditions count as met.
         kwargs: The same by keyword.
 
     Raises:
@@ -129,10 +129,10 @@ class Requirement:
 def require(
     capability: Capability | str, ops: Sequence[Any] | None = None, device: Where = None
 ) -> Requirement:
-    """Whether a feature may be switched on: the device has the capability, and each op a kernel fit for it.
+    """Whether a feature may be switched on: the device has it, and each op a kernel fit for it.
 
-    A kernel with a condition of its own cannot vouch for every call: an op is fit if some unconditional
-    kernel is.
+    A kernel with a condition of its own cannot vouch for every call: an op is fit if some
+    unconditional kernel is.
 
     Args:
         capability: What the feature needs.
@@ -186,7 +186,7 @@ class _Trace:
 
 
 @contextlib.contextmanager
-def trace() -> Iterator[list[Record]]:
+def trace() -> Generator[list[Record], None, None]:
     """Record each call of an op that runs in this thread or task during the block.
 
     Slow, for looking. What ``torch.compile`` traced inline is torch code by then, and not recorded.
@@ -197,8 +197,8 @@ def trace() -> Iterator[list[Record]]:
     Example:
         >>> with hal.trace() as records:
         ...     _ = hal.ops.silu_and_mul(torch.zeros(2, 8))
-        >>> records
-        [Record(op='silu_and_mul', backend='native', kernel='torch', dtypes=('float32',), shapes=((2, 8),))]
+        >>> records[0].op, records[0].kernel, records[0].shapes
+        ('silu_and_mul', 'torch', ((2, 8),))
     """
     records: list[Record] = []
     with entered([Entry("trace", None, _Trace(records))]):

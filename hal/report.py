@@ -109,7 +109,8 @@ def report(device: Where = None, ops: Sequence[Any] | None = None) -> Report:
 def fingerprint(device: Where = None) -> str:
     """A short hash of all choices, for ranks to compare and for caches to key on.
 
-    It covers the order of kernels for every op, their backends' versions, hal and torch, for one device or all.
+    It covers the order of kernels for every op, their backends' versions, hal and torch, for one
+    device or all.
 
     Example:
         >>> len(hal.fingerprint("cpu"))

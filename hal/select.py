@@ -1,4 +1,4 @@
-"""Choosing: from what backends offer and what the caller wants to an ordered list of candidates with reasons."""
+"""Choosing: from what backends offer and a caller wants to ordered candidates with reasons."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def offers(op: Op, device: Device) -> tuple[Offer, ...]:
 
 
 def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> str | None:
-    """Why ``offer`` may not serve: nothing offered, not forced, a missing trait, its own condition."""
+    """Why it may not serve: nothing offered, not forced, a missing trait, its own condition."""
     if offer.kernel is None:
         return offer.reason
     forced = policy.forced(op.name)
@@ -235,7 +235,7 @@ def _rank(offer: Offer, op: Op, policy: Policy) -> tuple[int, ...]:
 
 
 def choose(op: Op, device: Device, policy: Policy, args: Sequence[Any] | None = None) -> Choice:
-    """Order the offers and take the first that may serve; without ``args``, conditions count as met."""
+    """Take the first offer that may serve; without ``args``, conditions count as met."""
     candidates: list[Candidate] = []
     winner: str | None = None
     for offer in sorted(offers(op, device), key=lambda offer: _rank(offer, op, policy)):

@@ -1,8 +1,9 @@
-"""What ``torch.compile`` knows of a choice: the attribute ``op@type@index`` is the reference where that serves.
+"""What ``torch.compile`` knows of a choice: ``op@type@index`` is the reference where that serves.
 
-Dynamo cannot trace a context variable, but it reads an attribute of a module by calling it, takes the answer for
-a constant, and guards the compiled code on reading the same again. So the choice is taken anew, in this thread or
-task, each time compiled code is entered, and another answer compiles again.
+Dynamo cannot trace a context variable, but it reads an attribute of a module by calling it, takes
+the answer for a constant, and guards the compiled code on reading the same again. So the choice is
+taken anew, in this thread or task, each time compiled code is entered, and another answer compiles
+again.
 """
 
 from __future__ import annotations

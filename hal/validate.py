@@ -37,6 +37,7 @@ def _accepts(parameter: Parameter, value: Any) -> bool:
 
 
 def check_types(op: Op, flat: Sequence[Any]) -> None:
+    """Refuse an argument of a type that the signature does not have."""
     for parameter, value in zip(op.parameters, flat, strict=True):
         if not _accepts(parameter, value):
             names = " or ".join(getattr(t, "__name__", str(t)) for t in parameter.types)
@@ -45,6 +46,7 @@ def check_types(op: Op, flat: Sequence[Any]) -> None:
 
 
 def tensors(op: Op, flat: Sequence[Any]) -> dict[str, Tensor]:
+    """The arguments that are tensors, by name."""
     pairs = zip(op.parameters, flat, strict=True)
     return {p.name: value for p, value in pairs if isinstance(value, Tensor)}
 
@@ -103,7 +105,7 @@ def _shown(value: Any) -> str:
 def check_results(
     op: Op, kernel: object, results: Any, promised: tuple[Any, ...], where: Any
 ) -> None:
-    """Require what ``kernel`` returned to be what the declaration promises, on the device ``where``.
+    """Require what ``kernel`` returned to be what is declared, on the device ``where``.
 
     Raises:
         BackendError: It is not.

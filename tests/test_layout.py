@@ -38,8 +38,8 @@ FOREIGN = {
 }
 ALLOWED = {
     ("hardware.py", "triton"): "a capability: whether Triton kernels compile and run",
-    ("plugins.py", "native"): "the reference has to be known by name",
-    ("plugins.py", "privateuse"): "torch's dispatch keys for devices it does not know",
+    ("discovery.py", "native"): "the reference has to be known by name",
+    ("compat.py", "privateuse"): "torch's dispatch keys for devices it does not know",
 }
 # torch's device without data is not a device of any vendor.
 WITHOUT_DATA = "meta"

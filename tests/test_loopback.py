@@ -1,4 +1,4 @@
-"""A backend of another distribution, installed from wheels beside hal: all that can become of it."""
+"""A backend of another distribution, installed from wheels beside hal, and what becomes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every op on every sample of its record: numerics, purity, forms, shapes without data, torch's own checks."""
+"""Every op on every sample: numerics, purity, forms, shapes without data, torch's own checks."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_opcheck(op: str, index: int) -> None:
             shares_memory(flat(op, args, kwargs)[i]) for i in form.op.overwritten
         ):
             continue
-        arguments = hal.library._split(form.op, flat(op, args, kwargs))
+        arguments = hal.schema.split(form.op, flat(op, args, kwargs))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             opcheck(form.overload, tuple(map(finite, arguments)))

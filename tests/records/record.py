@@ -1,4 +1,4 @@
-"""The record that drives every test of an op: samples, error inputs, an independent oracle, tolerances."""
+"""The record that drives every test of an op: samples, error inputs, oracle, tolerances."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-# Relative norms against float64, measured on 512 x 4096 samples: one ideal rounding gives 2.5e-8, 2.1e-4,
-# 1.65e-3; the gates leave room for float32 sums and a second rounding, and reject accumulation in float16.
+# Relative norms against float64, measured on 512 x 4096 samples: one ideal rounding gives 2.5e-8,
+# 2.1e-4, 1.65e-3; the gates leave room for float32 sums and a second rounding, and reject
+# accumulation in float16.
 GATES: Mapping[torch.dtype, float] = {
     torch.float64: 1e-12,
     torch.float32: 5e-7,
@@ -45,8 +46,8 @@ class Record:
         op: The name of the op.
         samples: Makes the samples, the same ones at each call.
         refusals: Makes the calls that must be refused.
-        oracle: The op in float64, sharing no code with any implementation; takes a sample's arguments and
-            returns float64 (or integer) results.
+        oracle: The op in float64, sharing no code with any implementation; takes a sample's
+            arguments and returns float64 (or integer) results.
         gates: Relative norm allowed by the dtype of the result.
     """
 
@@ -58,10 +59,10 @@ class Record:
 
 
 def assert_close(actual: Tensor, expected: Tensor, gate: float) -> None:
-    """Compare with a float64 oracle: NaN and infinities in the same places, the rest within ``gate``.
+    """Compare with a float64 oracle: NaN and infinities in place, the rest within ``gate``.
 
-    The gate is a relative norm; below 64 elements, where one element can carry the norm, it is instead
-    four roundings of each element or of the largest one times the gate.
+    The gate is a relative norm; below 64 elements, where one element can carry the norm, it is
+    instead four roundings of each element or of the largest one times the gate.
     """
     assert actual.shape == expected.shape, f"{list(actual.shape)} != {list(expected.shape)}"
     if not actual.dtype.is_floating_point:

@@ -31,7 +31,7 @@ def hal_capabilities(device: Device) -> set[Capability]:
 
 
 def _processor() -> str:
-    """The processor's model as torch reports it, such as ``AVX512``, since Python knows no portable name."""
+    """The instruction set torch uses, such as ``AVX512``: Python has no portable model name."""
     return f"CPU ({torch.backends.cpu.get_cpu_capability()})"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,15 +26,15 @@ def softmax(logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
 
 
 def top_k_renorm(probs: Tensor, top_k: Tensor | int) -> Tensor:
-    return _renorm(probs, top_k=top_k)
+    return _renorm(probs, partial(_keep, top_k=top_k))
 
 
 def top_p_renorm(probs: Tensor, top_p: Tensor | float) -> Tensor:
-    return _renorm(probs, top_p=top_p)
+    return _renorm(probs, partial(_keep, top_p=top_p))
 
 
 def min_p_renorm(probs: Tensor, min_p: Tensor | float) -> Tensor:
-    return _renorm(probs, min_p=min_p)
+    return _renorm(probs, partial(_keep, min_p=min_p))
 
 
 def sample(
@@ -82,10 +84,10 @@ def _normalised(weights: Tensor) -> Tensor:
     return weights / total.masked_fill(total == 0, 1)
 
 
-def _renorm(probs: Tensor, **limits: Tensor | float) -> Tensor:
+def _renorm(probs: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
     p = wide(probs).contiguous()
     # A NaN is kept, so that the sum carries it to the whole row.
-    kept = torch.where(_keep(p, **limits) | p.isnan(), p, 0)
+    kept = torch.where(keep(p) | p.isnan(), p, 0)
     return _normalised(kept).to(probs.dtype)
 
 
