@@ -6,7 +6,7 @@ import contextvars
 import difflib
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -14,12 +14,13 @@ from torch.utils._contextlib import (
     _DecoratorContextManager,  # pyright: ignore[reportPrivateUsage]
 )
 
+from hal import ops
 from hal.errors import InvalidInput, InvalidType
 from hal.op import OPS
 from hal.plugins import REFERENCE, registry
 from hal.settings import settings
 
-__all__ = ["Policy", "active", "current", "entered", "op_name", "prefer", "use"]
+__all__ = ["Policy", "active", "current", "entered", "op_name", "op_names", "prefer", "use"]
 
 
 @attrs.frozen
@@ -87,11 +88,23 @@ def current() -> Policy:
 
 def op_name(op: object) -> str:
     """The name of a declared op, given as a name or as a function of ``hal.ops``."""
-    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    name = op if isinstance(op, str) else getattr(op, "__name__", "")
+    if not isinstance(op, str) and not (callable(op) and vars(ops).get(name) is op):
+        raise InvalidType(f"expected the name of an op or a function of hal.ops, not {op!r}")
     if name in OPS or (name.endswith("_") and OPS.get(name[:-1]) and OPS[name[:-1]].inplace):
         return name if name in OPS else name[:-1]
-    near = difflib.get_close_matches(name, OPS, n=3) or list(OPS)
-    raise InvalidInput(f"there is no op {name!r}; did you mean {' or '.join(near)}?")
+    near = difflib.get_close_matches(name, OPS, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(OPS)}"
+    raise InvalidInput(f"there is no op {name!r}; {hint}")
+
+
+def op_names(given: object) -> list[str]:
+    """The names of some ops, each once, or of a single one; of all without any."""
+    if given is None:
+        return list(OPS)
+    # A name is a sequence too, of letters.
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    return list(dict.fromkeys(op_name(op) for op in (given if several else [given])))
 
 
 def _checked(spec: str) -> str:
@@ -138,6 +151,8 @@ class entered(_DecoratorContextManager):  # noqa: N801  # A context manager read
         if inspect.isasyncgenfunction(function):
             # Nothing tells when it is suspended, so its caller would be under the statement too.
             raise InvalidType("an async generator cannot be decorated; use a with block inside it")
+        if inspect.isclass(function) or not callable(function):
+            raise InvalidType(f"expected a function to decorate, not {function!r}")
         if not inspect.iscoroutinefunction(function):
             return super().__call__(function)
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from hal.dispatch import Record
+from hal.dispatch import Record, copy_results
 from hal.hardware import Capability, Device
-from hal.op import OPS
+from hal.op import OPS, Kernel, Op
 from hal.plugins import registry
-from hal.policy import Entry, Policy, current, entered, op_name
+from hal.policy import Entry, Policy, current, entered, op_name, op_names
 from hal.probe import device as find_device
 from hal.probe import known_capability
 from hal.select import Choice, choose, offers, require_chosen
-from hal.validate import first_tensor, validate
+from hal.validate import as_tuple, first_tensor, validate
 
 __all__ = ["Requirement", "bind", "explain", "require", "trace"]
 
@@ -32,7 +32,8 @@ def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
     """The kernel that serves ``op`` on the device of ``like`` here and now, as a plain callable.
 
     It skips every check, and autograd unless it is plain torch. Where kernels have conditions, the
-    callable goes through them at each call, with the preferences that held when it was bound.
+    callable goes through them at each call, with the preferences that held when it was bound. The
+    function with torch's underscore gives one that overwrites.
 
     Raises:
         NoKernel: No kernel may serve.
@@ -46,16 +47,28 @@ def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
     chosen = require_chosen(choose(declared, where, policy), declared)
     assert chosen.offered is not None
     conditional = any(offer.kernel and offer.kernel.supports for offer in offers(declared, where))
-    if not conditional:
+    overwrites = declared.inplace and (op if isinstance(op, str) else op.__name__) != declared.name
+    if not conditional and not overwrites:
         return chosen.offered.fn
 
     def bound(*args: Any, **kwargs: Any) -> Any:
-        flat = declared.flatten(args, kwargs)
-        served = require_chosen(choose(declared, where, policy, flat), declared)
+        flat, served = declared.flatten(args, kwargs), chosen
+        if conditional:
+            served = require_chosen(choose(declared, where, policy, flat), declared)
         assert served.offered is not None
-        return served.offered.fn(*args, **kwargs)
+        if not overwrites:
+            return declared.call(served.offered.fn, flat)
+        return _overwrite(declared, served.offered, flat)
 
     return bound
+
+
+def _overwrite(op: Op, kernel: Kernel, flat: Sequence[Any]) -> Any:
+    """Run a kernel in place, also one that has no such form, and return what it wrote."""
+    results, targets = op.call(kernel.inplace or kernel.fn, flat), [flat[i] for i in op.overwritten]
+    if kernel.inplace is None:
+        copy_results(as_tuple(results), tuple(targets))
+    return tuple(targets) if op.results else targets[0]
 
 
 def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Choice:
@@ -127,7 +140,9 @@ class Requirement:
 
 
 def require(
-    capability: Capability | str, ops: Sequence[Any] | None = None, device: Where = None
+    capability: Capability | str,
+    ops: Iterable[Any] | Callable[..., Any] | str | None = None,
+    device: Where = None,
 ) -> Requirement:
     """Whether a feature may be switched on: the device has it, and each op a kernel fit for it.
 
@@ -136,7 +151,7 @@ def require(
 
     Args:
         capability: What the feature needs.
-        ops: Names or functions of ``hal.ops`` that run under it; without it all ops.
+        ops: Names or functions of ``hal.ops`` that run under it, or one; without it all ops.
         device: Where; without it the current device.
 
     Raises:
@@ -148,7 +163,7 @@ def require(
         (True, {'rms_norm': 'native:torch'})
     """
     wanted, where = known_capability(capability), find_device(device)
-    names = list(OPS) if ops is None else [op_name(op) for op in ops]
+    names = op_names(ops)
     reasons: dict[str, str] = {}
     if wanted not in where.capabilities:
         missing = f"no backend states {wanted.value} for {where} ({where.name})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -14,7 +14,7 @@ from torch import Tensor
 from hal.hardware import Device
 from hal.op import OPS
 from hal.plugins import BackendInfo, registry
-from hal.policy import current, op_name
+from hal.policy import current, op_names
 from hal.probe import device as find_device
 from hal.probe import devices
 from hal.select import Choice, choose
@@ -81,12 +81,14 @@ def traits(choice: Choice) -> list[str]:
     return [trait for trait in _TRAITS if offered is not None and getattr(offered, trait)]
 
 
-def report(device: Where = None, ops: Sequence[Any] | None = None) -> Report:
+def report(
+    device: Where = None, ops: Iterable[Any] | Callable[..., Any] | str | None = None
+) -> Report:
     """The table of what serves each op, and why.
 
     Args:
         device: One device; without it all devices of the machine.
-        ops: Names or functions of ``hal.ops``; without it all ops.
+        ops: Names or functions of ``hal.ops``, or one; without it all ops.
 
     Example:
         >>> print(hal.report("cpu", ops=["softmax"]))  # doctest: +NORMALIZE_WHITESPACE
@@ -94,8 +96,7 @@ def report(device: Where = None, ops: Sequence[Any] | None = None) -> Report:
         softmax  cpu     native:torch  reference  graph_safe deterministic
     """
     places = devices() if device is None else [find_device(device)]
-    names = list(OPS) if ops is None else list(dict.fromkeys(op_name(op) for op in ops))
-    choices = [choose(OPS[name], where, current()) for where in places for name in names]
+    choices = [choose(OPS[name], where, current()) for where in places for name in op_names(ops)]
     plugins = registry().plugins
     return Report(
         tuple(places),

@@ -1,0 +1,72 @@
+"""Backends made up by a test, in place of those that are installed, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import hal
+from hal import select
+from hal.functions import FORMS
+from hal.op import OPS
+from hal.plugins import DISTRIBUTION, REFERENCE, Plugin, State, registry
+
+__all__ = ["ACME", "NATIVE", "backend", "installed", "kernel", "refusing"]
+
+# torch knows no device of this type, so no tensor is on it; that is enough to choose for it.
+ACME = hal.Device("acme", 0, name="Example", capabilities=frozenset(hal.Capability))
+
+# What is installed is probed and loaded before anything takes its place.
+hal.devices()
+NATIVE = next(plugin for plugin in registry().plugins if plugin.name == REFERENCE)
+
+
+def kernel(op: str, name: str = "fast", **traits: Any) -> hal.Kernel:
+    """A kernel of its own that computes ``op`` as the reference does."""
+    reference = NATIVE.hooks[op](hal.device("cpu")).fn
+
+    def fn(*args: Any, **kwargs: Any) -> Any:
+        return reference(*args, **kwargs)
+
+    fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
+    return hal.Kernel(fn=fn, name=name, **traits)
+
+
+def refusing(reason: str | None) -> Callable[..., str | None]:
+    """A condition that gives this answer to every call of any op."""
+    return lambda *_, **__: reason
+
+
+def backend(
+    name: str, *, devices: tuple[str, ...] | None = ("acme",), ours: bool = False, **hooks: Any
+) -> Plugin:
+    """A loaded backend that answers for each op in ``hooks`` with that kernel, or those."""
+    distribution = DISTRIBUTION if ours else f"hal-{name}"
+    return Plugin(
+        EntryPoint(name, f"hal_{name}", "hal.backends"),
+        distribution,
+        "1.0",
+        state=State.LOADED,
+        backend=hal.Backend(api=1, devices=devices),
+        hooks={op: lambda _, answer=answer: answer for op, answer in hooks.items()},
+    )
+
+
+def _forget() -> None:
+    for form in FORMS.values():
+        form.forget()
+
+
+@contextlib.contextmanager
+def installed(*plugins: Plugin) -> Iterator[None]:
+    """Have ``plugins``, in this order, and no other."""
+    before = registry().plugins, select.asked
+    registry().plugins, select.asked = list(plugins), {}
+    _forget()
+    try:
+        yield
+    finally:
+        registry().plugins, select.asked = before
+        _forget()
