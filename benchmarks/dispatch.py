@@ -19,7 +19,6 @@ from rich.table import Table
 
 import hal
 from hal import select
-from hal.dispatch import Form
 from hal.functions import FORMS
 from hal.op import OPS
 
@@ -40,9 +39,7 @@ def accepts(x: torch.Tensor) -> str | None:
 def offer(**traits: Any) -> None:
     """Put a kernel that does nothing before the reference, and forget earlier plans."""
     kernel = hal.Kernel(fn=ready, name="ready", **traits)
-    form: Form = FORMS[NAME]
-    form.plans.clear()
-    form.recent.clear()
+    FORMS[NAME].forget()
     offers = (
         select.Offer("bench", band=0, kernel=kernel),
         *select.offers(OPS[NAME], hal.device("cpu")),

@@ -14,7 +14,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from hal.checks import describe
 from hal.errors import InvalidInput
-from hal.op import Op
+from hal.form import Form, Plan
 from hal.policy import Policy, active, current
 from hal.probe import device
 from hal.select import Candidate, choose, require_chosen
@@ -28,7 +28,7 @@ from hal.validate import (
     validate,
 )
 
-__all__ = ["Form", "Plan", "Record", "blame", "call", "copy_results", "execute", "forms"]
+__all__ = ["Record", "blame", "call", "call_below", "copy_results"]
 
 # Shapes vary with the number of tokens; past this many plans of one op it is cheaper to plan again.
 _MAX_PLANS = 4096
@@ -45,55 +45,6 @@ class Record:
     kernel: str
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-
-
-@attrs.frozen(eq=False)
-class Plan:
-    """The kernel for some arguments; ``run`` takes them as the form's function does."""
-
-    chosen: Candidate
-    run: Callable[..., Any]
-
-
-@attrs.define(eq=False)
-class Form:
-    """An op as it is called: with results returned, or in place.
-
-    Attributes:
-        name: The name in ``hal.ops``.
-        inplace: Whether the results overwrite arguments.
-        overload: The torch operator; set by ``hal.library``.
-        traced: What Dynamo sees instead; set by ``hal.library``.
-        through: The call by way of the torch operator; set by ``hal.library``.
-        plans: Plans by all that a check or a condition may look at.
-        recent: Guards on the latest arguments, with their plans.
-        below: The function that the torch operator runs, below autograd; set by ``hal.functions``.
-        recent_below: What ``recent`` is, for ``below``.
-    """
-
-    op: Op
-    name: str
-    inplace: bool
-    overload: Any = None
-    traced: Any = None
-    through: Any = None
-    plans: dict[tuple[Any, ...], Plan] = attrs.Factory(dict)
-    recent: list[tuple[Any, ...]] = attrs.Factory(list)
-    below: Any = None
-    recent_below: list[tuple[Any, ...]] = attrs.Factory(list)
-
-    def forget(self) -> None:
-        """Drop every plan."""
-        self.plans.clear()
-        self.recent.clear()
-        self.recent_below.clear()
-
-
-def forms(op: Op) -> list[Form]:
-    """The functional form, the in-place form, or both."""
-    functional = [] if op.mutates else [Form(op, op.name, False)]
-    inplace = [Form(op, op.name if op.mutates else f"{op.name}_", True)]
-    return functional + (inplace if op.mutates or op.inplace else [])
 
 
 def _described(value: Any) -> Any:
@@ -224,17 +175,29 @@ def _guard(form: Form, flat: Sequence[Any]) -> Callable[..., bool]:
     return check
 
 
-def _promote(form: Form, flat: Sequence[Any], recent: list[tuple[Any, ...]]) -> None:
+def _first(entries: tuple[Any, ...] | None, count: int) -> tuple[Any, ...] | None:
+    """The first of some entries, each of which ends in the next."""
+    if entries is None or count == 0:
+        return None
+    return (*entries[:-1], _first(entries[-1], count - 1))
+
+
+def _promote(form: Form, flat: Sequence[Any], recent: str) -> None:
     """Put the plan just used in front of the guards that the call path tries."""
     policy = active.get()
     plan = form.plans.get((current(), *map(_described, flat)))
     if plan is None:
         return
     found = tensors(form.op, flat).values()
-    plain = tuple(v for p, v in zip(form.op.parameters, flat, strict=True) if not p.tensor)
+    # A list may change by the next call, and never equals a tuple.
+    plain = tuple(
+        tuple(v) if isinstance(v, list) else v
+        for p, v in zip(form.op.parameters, flat, strict=True)
+        if not p.tensor
+    )
     free = not any(tensor.requires_grad for tensor in found)
-    entry = (_guard(form, flat), free, policy, *plain, plan.run, plan.chosen)
-    recent[:] = [entry, *recent[: _MAX_RECENT - 1]]
+    rest = _first(getattr(form, recent), _MAX_RECENT - 1)
+    setattr(form, recent, (_guard(form, flat), free, policy, *plain, plan.run, plan.chosen, rest))
 
 
 def _needs_gradient(given: Sequence[Tensor]) -> bool:
@@ -267,7 +230,7 @@ def call(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
         check_types(form.op, flat)
         return form.through(flat)
     results = execute(form, flat)
-    _promote(form, flat, form.recent)
+    _promote(form, flat, "recent")
     return results
 
 
@@ -275,7 +238,7 @@ def call_below(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
     """What a torch operator's implementation does when none of its recent plans fits."""
     del out
     results = execute(form, flat)
-    _promote(form, flat, form.recent_below)
+    _promote(form, flat, "recent_below")
     return results
 
 

@@ -10,7 +10,8 @@ import torch
 from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
 
 from hal import ops
-from hal.dispatch import Form, blame, call, call_below, forms
+from hal.dispatch import blame, call, call_below
+from hal.form import Form, forms
 from hal.library import register
 from hal.op import OPS
 from hal.policy import active
@@ -27,8 +28,9 @@ def make({names}):
         if compiling():
             return traced(({flat}), {out})
         if {no_out}not modes():
-            policy = active()
-            for check, free, stated, {stored}run, chosen in recent:
+            policy, entry = active(), form.{recent}
+            while entry:
+                check, free, stated, {stored}run, chosen, entry = entry
                 if stated is policy and {same}(free or not grad()) and check({tensors}):
                     try:
                         return run({arguments})
@@ -40,12 +42,13 @@ def make({names}):
 """
 
 
-def _source(form: Form, names: str) -> str:
+def _source(form: Form, names: str, recent: str) -> str:
     parameters = form.op.parameters
     plain = [p.name for p in parameters if not p.tensor]
     return _TEMPLATE.format(
         names=names,
         name=form.name,
+        recent=recent,
         signature=_parameters(form),
         flat="".join(f"{p.name}, " for p in parameters),
         out="None" if form.inplace else "out",
@@ -98,18 +101,11 @@ def _no() -> bool:
     return False
 
 
-def _below(form: Form) -> dict[str, Any]:
-    """What the implementation of the torch operator has in place of the public function's names."""
-    return {
-        "compiling": _no,
-        "modes": _no,
-        "grad": _no,
-        "recent": form.recent_below,
-        "call": call_below,
-    }
+# What the implementation of the torch operator has in place of the public function's names.
+_BELOW = {"compiling": _no, "modes": _no, "grad": _no, "call": call_below}
 
 
-def _function(form: Form, changes: dict[str, Any]) -> Callable[..., Any]:
+def _function(form: Form, recent: str, changes: dict[str, Any]) -> Callable[..., Any]:
     defaults = {
         f"_{p.name}": p.default
         for p in form.op.parameters
@@ -124,7 +120,6 @@ def _function(form: Form, changes: dict[str, Any]) -> Callable[..., Any]:
             "active": active.get,
             "name": form.name,
             "form": form,
-            "recent": form.recent,
             "traced": form.traced,
             "call": call,
             "blame": blame,
@@ -132,7 +127,8 @@ def _function(form: Form, changes: dict[str, Any]) -> Callable[..., Any]:
         | changes
     )
     namespace: dict[str, Any] = {"__name__": ops.__name__}
-    exec(compile(_source(form, ", ".join(closed)), f"<hal.ops.{form.name}>", "exec"), namespace)
+    source = _source(form, ", ".join(closed), recent)
+    exec(compile(source, f"<hal.ops.{form.name}>", "exec"), namespace)
     function = namespace["make"](**closed)
     function.__qualname__ = form.name
     function.__doc__ = _doc(form)
@@ -147,7 +143,7 @@ FORMS: dict[str, Form] = {form.name: form for op in OPS.values() for form in for
 def install() -> None:
     """Register every form with torch and put its function into ``hal.ops``."""
     for form in FORMS.values():
+        form.below = _function(form, "recent_below", _BELOW)
         register(form)
-        form.below = _function(form, _below(form))
-        setattr(ops, form.name, _function(form, {}))
+        setattr(ops, form.name, _function(form, "recent", {}))
         ops.__all__.append(form.name)

@@ -17,8 +17,10 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.library import Library, infer_schema
 
 from hal import tracing
-from hal.dispatch import Form, copy_results
-from hal.schema import Flat, join, packed, prototype, split, unpacked
+from hal.dispatch import copy_results
+from hal.form import Form
+from hal.op import Op
+from hal.schema import Flat, implementation, join, packed, prototype, split, unpacked
 from hal.transforms import autograd_function, backward, batched, remember
 from hal.validate import as_tuple, first_tensor
 
@@ -37,60 +39,40 @@ def _define(name: str, signature: inspect.Signature, mutated: Sequence[str]) -> 
     return getattr(torch.ops.hal, name).default
 
 
-def _defaults(signature: inspect.Signature) -> list[Any]:
-    return [p.default for p in signature.parameters.values()]
-
-
-def _register(
-    name: str, signature: inspect.Signature, body: Any, fake: Any, mutated: Any = ()
-) -> Any:
-    """Define ``hal::name``: ``body`` computes on every device, ``fake`` gives the shapes."""
-    overload = _define(name, signature, mutated)
-    defaults = _defaults(signature)
-
-    # The dispatcher leaves out trailing arguments that equal their defaults.
-    def implementation(*arguments: Any) -> Any:
-        return body([*arguments, *defaults[len(arguments) :]])
+def _shapes(op: Op, signature: inspect.Signature, inplace: bool) -> Callable[..., Any]:
+    """The fake kernel: the declaration itself, with the arguments and results of the schema."""
+    defaults = [p.default for p in signature.parameters.values()]
 
     def shapes(*arguments: Any) -> Any:
-        return fake([*arguments, *defaults[len(arguments) :]])
+        # The dispatcher leaves out trailing arguments that equal their defaults.
+        flat = join(op, [*arguments, *defaults[len(arguments) :]])
+        results = op.call(op.contract, flat)
+        return None if inplace else packed(op, results, first_tensor(flat))
 
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"hal::{name}", shapes, lib=_LIBRARY)
+    return shapes
+
+
+def _register(form: Form, result: Any, mutated: Sequence[str] = ()) -> Any:
+    """Define the torch operator of ``form``, with what computes and what gives the shapes."""
+    signature = prototype(form.op, result)
+    overload = _define(form.name, signature, mutated)
+    computes = implementation(form.op, signature, form.below, form.inplace)
+    _LIBRARY.impl(form.name, computes, "CompositeExplicitAutograd")
+    shapes = _shapes(form.op, signature, form.inplace)
+    torch.library.register_fake(f"hal::{form.name}", shapes, lib=_LIBRARY)
     return overload
 
 
 def _functional(form: Form) -> Any:
     op = form.op
     result = Tensor if op.results is None else tuple[(Tensor,) * len(op.results)]  # type: ignore[misc]
-
-    def body(arguments: Flat) -> Any:
-        flat = join(op, arguments)
-        return packed(op, op.call(form.below, flat), first_tensor(flat))
-
-    def fake(arguments: Flat) -> Any:
-        flat = join(op, arguments)
-        return packed(op, op.call(op.contract, flat), first_tensor(flat))
-
-    overload = _register(form.name, prototype(op, result), body, fake)
+    overload = _register(form, result)
     torch.library.register_vmap(f"hal::{op.name}", batched(op, overload), lib=_LIBRARY)
     if op.grad:
         torch.library.register_autograd(
             f"hal::{op.name}", backward(op), setup_context=remember, lib=_LIBRARY
         )
     return overload
-
-
-def _inplace(form: Form) -> Any:
-    op = form.op
-
-    def body(arguments: Flat) -> None:
-        op.call(form.below, join(op, arguments))
-
-    def fake(arguments: Flat) -> None:
-        op.call(op.contract, join(op, arguments))
-
-    return _register(form.name, prototype(op, None), body, fake, op.inplace or op.mutates)
 
 
 def _traced(form: Form) -> Callable[[Flat, Any], Any]:
@@ -147,5 +129,6 @@ def _through(form: Form) -> Callable[[Flat], Any]:
 
 def register(form: Form) -> None:
     """Give ``form`` its torch operator, and what tracers see."""
-    form.overload = _inplace(form) if form.inplace else _functional(form)
+    mutated = form.op.inplace or form.op.mutates
+    form.overload = _register(form, None, mutated) if form.inplace else _functional(form)
     form.traced, form.through = _traced(form), _through(form)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hal.errors import InvalidInput, InvalidType
 
-__all__ = ["OPS", "Kernel", "Op", "Parameter", "op"]
+__all__ = ["OPS", "Kernel", "Op", "Parameter", "members", "op"]
 
 Contract = TypeVar("Contract", bound=Callable[..., Any])
 
@@ -144,7 +144,7 @@ class Kernel:
     pdl: bool = attrs.field(default=False, validator=_flag)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
+def members(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, the annotation itself otherwise."""
     union = typing.get_origin(annotation) in (typing.Union, type(int | str))
     members = typing.get_args(annotation) if union else (annotation,)
@@ -157,7 +157,7 @@ def _resolved(contract: Callable[..., Any]) -> tuple[tuple[Parameter, ...], tupl
         contract, localns={"Tensor": Tensor, "torch": torch, "Sequence": Sequence}
     )
     parameters = tuple(
-        Parameter(p.name, _members(hints[p.name]), p.default, p.kind is p.KEYWORD_ONLY)
+        Parameter(p.name, members(hints[p.name]), p.default, p.kind is p.KEYWORD_ONLY)
         for p in inspect.signature(contract).parameters.values()
     )
     several = typing.get_origin(hints["return"]) is tuple

@@ -103,8 +103,8 @@ def op_names(given: object) -> list[str]:
     if given is None:
         return list(OPS)
     # A name is a sequence too, of letters.
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    return list(dict.fromkeys(op_name(op) for op in (given if several else [given])))
+    several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    return list(dict.fromkeys(map(op_name, several)))
 
 
 def _checked(spec: str) -> str:

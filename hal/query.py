@@ -181,18 +181,7 @@ def require(
 
 def _vouches(choice: Choice) -> bool:
     """Whether some candidate that is not refused serves every call."""
-    after = False
-    for candidate in choice.candidates:
-        after = after or candidate.chosen
-        passed = candidate.chosen or candidate.reason.endswith(" comes first")
-        if (
-            after
-            and passed
-            and candidate.offered is not None
-            and candidate.offered.supports is None
-        ):
-            return True
-    return False
+    return any(c.offered is not None and c.offered.supports is None for c in choice.candidates)
 
 
 @attrs.frozen(eq=False)

@@ -110,8 +110,8 @@ def report(
 def fingerprint(device: Where = None) -> str:
     """A short hash of all choices, for ranks to compare and for caches to key on.
 
-    It covers the order of kernels for every op, their backends' versions, hal and torch, for one
-    device or all.
+    It covers the kernels that may serve every op, in their order, their backends' versions, hal and
+    torch, for one device or all.
 
     Example:
         >>> len(hal.fingerprint("cpu"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 from torch import Tensor
 
-from hal.op import Op, Parameter
+from hal.op import Op, Parameter, members
 from hal.validate import as_tuple
 
-__all__ = ["Flat", "join", "packed", "present", "prototype", "split", "unpacked"]
+__all__ = ["Flat", "implementation", "join", "packed", "present", "prototype", "split", "unpacked"]
 
 Flat = Sequence[Any]
 """A call's arguments in the order of the signature."""
@@ -96,3 +96,50 @@ def unpacked(op: Op, flat: Flat, results: Any) -> Any:
     if op.results is None:
         return results
     return tuple(r if there else None for r, there in zip(results, present(op, flat), strict=True))
+
+
+_IMPLEMENTATION = """
+def make({names}):
+    def implementation({signature}):
+        {prepare}
+        return {results}
+    return implementation
+"""
+
+
+def _prepared(parameter: Parameter) -> str:
+    """The assignment that makes an argument of a schema one of the op."""
+    name = parameter.name
+    if parameter.union:
+        return f"{name} = {name}_value if {name} is None else {name}; "
+    return f"{name} = tuple({name}); " if Sequence in parameter.types else ""
+
+
+def implementation(
+    op: Op, signature: inspect.Signature, below: Callable[..., Any], inplace: bool
+) -> Callable[..., Any]:
+    """A torch operator's implementation: ``below`` with the arguments and results of the schema.
+
+    Generated, since unpacking and packing in general costs more than the rest of a call.
+    """
+    parameters = signature.parameters.values()
+    defaults = {f"_{p.name}": p.default for p in parameters if p.default is not p.empty}
+    named = {p.name for p in op.parameters if p.keyword_only}
+    flat = ", ".join(f"{p.name}={p.name}" if p.name in named else p.name for p in op.parameters)
+    results, optional = f"below({flat})", any(type(None) in members(r) for r in op.results or ())
+    if inplace:
+        results = f"({results}, None)[1]"
+    elif optional:
+        results = f"packed(op, {results}, {op.parameters[0].name})"
+    closed = defaults | {"below": below, "packed": packed, "op": op}
+    source = _IMPLEMENTATION.format(
+        names=", ".join(closed),
+        signature=", ".join(
+            p.name if p.default is p.empty else f"{p.name}=_{p.name}" for p in parameters
+        ),
+        prepare="".join(map(_prepared, op.parameters)) or "pass",
+        results=results,
+    )
+    namespace: dict[str, Any] = {}
+    exec(compile(source, f"<torch.ops.hal.{op.name}>", "exec"), namespace)
+    return namespace["make"](**closed)

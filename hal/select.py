@@ -44,6 +44,7 @@ class Candidate:
         kernel: The kernel it offers; None if it offers none.
         reason: Why it was chosen, passed over or refused.
         chosen: Whether it serves the call.
+        offered: The kernel itself; None if it is refused.
     """
 
     backend: str
@@ -240,11 +241,12 @@ def choose(op: Op, device: Device, policy: Policy, args: Sequence[Any] | None = 
     winner: str | None = None
     for offer in sorted(offers(op, device), key=lambda offer: _rank(offer, op, policy)):
         reason = _refusal(offer, op, policy, args)
-        kernel = offer.kernel.name if offer.kernel else None
+        name = offer.kernel.name if offer.kernel else None
+        offered = offer.kernel if reason is None else None
         taken = reason is None and winner is None
         if reason is None:
             reason = _merit(offer, op, policy, args) if taken else f"{winner} comes first"
-        candidates.append(Candidate(offer.backend, kernel, reason, taken, offer.kernel))
+        candidates.append(Candidate(offer.backend, name, reason, taken, offered))
         winner = str(candidates[-1]) if taken else winner
     return Choice(op.name, device, tuple(candidates))
 
