@@ -18,7 +18,7 @@ from hal.policy import Entry, Policy, current, entered, op_name, op_names
 from hal.probe import device as find_device
 from hal.probe import known_capability
 from hal.select import Choice, choose, offers, require_chosen
-from hal.validate import as_tuple, first_tensor, validate
+from hal.validate import as_tuple, check_targets, first_tensor, validate
 
 __all__ = ["Requirement", "bind", "explain", "require", "trace"]
 
@@ -47,7 +47,7 @@ def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
     chosen = require_chosen(choose(declared, where, policy), declared)
     assert chosen.offered is not None
     conditional = any(offer.kernel and offer.kernel.supports for offer in offers(declared, where))
-    overwrites = declared.inplace and (op if isinstance(op, str) else op.__name__) != declared.name
+    overwrites = bool(declared.inplace) and _overwrites(op)
     if not conditional and not overwrites:
         return chosen.offered.fn
 
@@ -61,6 +61,10 @@ def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
         return _overwrite(declared, served.offered, flat)
 
     return bound
+
+
+def _overwrites(op: Callable[..., Any] | str) -> bool:
+    return (op if isinstance(op, str) else op.__name__).endswith("_")
 
 
 def _overwrite(op: Op, kernel: Kernel, flat: Sequence[Any]) -> Any:
@@ -92,6 +96,8 @@ def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Choice:
         return choose(declared, find_device(), current())
     flat = declared.flatten(args, kwargs)
     validate(declared, flat)
+    if _overwrites(op):
+        check_targets(declared, flat)
     tensor = first_tensor(flat)
     return choose(
         declared, find_device() if tensor.is_meta else find_device(tensor), current(), flat

@@ -127,7 +127,8 @@ def fingerprint(device: Where = None) -> str:
     versions = [
         (b.name, b.distribution, b.version) for b in described.backends if b.state == "loaded"
     ]
-    text = json.dumps([__version__, torch.__version__, versions, sorted(served.items())])
+    known = [__version__, torch.__version__, sorted(versions), sorted(served.items())]
+    text = json.dumps(known)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

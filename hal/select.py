@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import attrs
 from hal.errors import BackendError, NoKernel
 from hal.hardware import Device
 from hal.op import Kernel, Op
-from hal.plugins import REFERENCE, Plugin, State, cause, registry
+from hal.plugins import REFERENCE, Plugin, State, cause, is_a, registry, shown
 from hal.policy import Policy
 
 __all__ = ["Candidate", "Choice", "choose", "offers", "require_chosen"]
@@ -111,8 +110,8 @@ def _same(found: inspect.Signature, wanted: inspect.Signature) -> bool:
 
 def _fault(op: Op, kernel: object) -> str | None:
     """Why an answer of a hook is no kernel of ``op``."""
-    if not isinstance(kernel, Kernel):
-        return f"answered with {reprlib.repr(kernel)}, not a hal.Kernel"
+    if not is_a(kernel, Kernel):
+        return f"answered with {shown(kernel)}, not a hal.Kernel"
     for function in filter(None, (kernel.fn, kernel.inplace)):
         try:
             found = inspect.signature(function)
@@ -131,7 +130,9 @@ def _checked(plugin: Plugin, op: Op, kernel: object, names: set[str]) -> str | N
         fault = _fault(op, kernel)
         if fault is None and isinstance(kernel, Kernel) and kernel.name in names:
             fault = f"offers two kernels of the name {kernel.name}"
-    except Exception as error:  # noqa: BLE001  # A signature can be any object, with code of its own.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # A signature can be any object, with own code.
         fault = f"cannot be inspected: {cause(error)}"
     if fault:
         registry().problem(plugin, f"{op.name}: {fault}")
@@ -141,7 +142,7 @@ def _checked(plugin: Plugin, op: Op, kernel: object, names: set[str]) -> str | N
 def _answers(plugin: Plugin, op: Op, device: Device) -> Iterator[Offer]:
     """What one backend answers, an offer a kernel, malformed ones as refusals."""
     answer = registry().ask(plugin, op.name, device)
-    kernels = answer if isinstance(answer, (list, tuple)) else [] if answer is None else [answer]
+    kernels = answer if is_a(answer, (list, tuple)) else [] if answer is None else [answer]
     if not kernels:
         problems = [p for p in plugin.problems if p.startswith(f"{op.name} ")]
         yield Offer(
@@ -213,7 +214,7 @@ def _unmet(offer: Offer, kernel: Kernel, op: Op, args: Sequence[Any]) -> str | N
         answer = op.call(kernel.supports, args)
         if answer is None or (isinstance(answer, str) and answer):
             return answer
-        fault = f"answered with {reprlib.repr(answer)}, neither None nor a reason"
+        fault = f"answered with {shown(answer)}, neither None nor a reason"
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # Another kernel may serve, as if this refused.
