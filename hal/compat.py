@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 
+from hal.errors import BackendError
+
 __all__ = ["Repair", "registrations", "repair", "torch_range", "torch_version", "unchanged"]
 
 
@@ -49,13 +51,19 @@ def torch_version() -> Version:
 
 
 def repair(wanted: Repair) -> str:
-    """Apply ``wanted`` where it is called for, and say what was done."""
+    """Apply ``wanted`` where it is called for, and say what was done.
+
+    Raises:
+        BackendError: The fault is still there.
+    """
     if not SpecifierSet(wanted.torch, prereleases=True).contains(torch_version()):
         return f"not applied: for torch {wanted.torch}"
     if not wanted.needed():
         return "not needed: the fault is not there"
     wanted.apply()
-    return "applied" if not wanted.needed() else "applied without effect"
+    if wanted.needed():
+        raise BackendError("it was applied without effect")
+    return "applied"
 
 
 def _set_seed(seed: int) -> None:

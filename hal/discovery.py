@@ -120,8 +120,18 @@ def discovered() -> list[Plugin]:
 
 def _identity(dist: importlib.metadata.Distribution | None) -> tuple[str, str]:
     """Name and version of a distribution, whose metadata may be damaged."""
-    metadata: Any = (dist.metadata if dist else None) or {}
+    try:
+        metadata: Any = (dist.metadata if dist else None) or {}
+    except (OSError, ValueError):  # The gate reads it as well, and says so.
+        metadata = {}
     return metadata.get("Name") or "unknown", metadata.get("Version") or "unknown"
+
+
+def _refers_to_nothing(plugin: Plugin) -> str | None:
+    """Whether its entry point is in no form that can be loaded."""
+    if plugin.entry.pattern.match(plugin.entry.value):
+        return None
+    return f"its entry point is {plugin.entry.value!r}; write module or module:object"
 
 
 def _gate(plugin: Plugin, namesakes: list[Plugin]) -> tuple[State, str] | None:
@@ -129,7 +139,9 @@ def _gate(plugin: Plugin, namesakes: list[Plugin]) -> tuple[State, str] | None:
     off = _switched_off(plugin)
     if off:
         return State.DISABLED, off
-    reason = _misnamed(plugin, namesakes) or _unmet_requirement(plugin)
+    reason = (
+        _misnamed(plugin, namesakes) or _refers_to_nothing(plugin) or _unmet_requirement(plugin)
+    )
     return (State.INCOMPATIBLE, reason) if reason else None
 
 
@@ -163,7 +175,11 @@ def _misnamed(plugin: Plugin, namesakes: list[Plugin]) -> str | None:
 
 def _unmet_requirement(plugin: Plugin) -> str | None:
     """Whether the distribution asks for another version of hal."""
-    for text in (plugin.entry.dist.requires if plugin.entry.dist else None) or ():
+    try:
+        requirements = (plugin.entry.dist.requires if plugin.entry.dist else None) or ()
+    except (OSError, ValueError) as error:
+        return f"its metadata cannot be read: {error}"
+    for text in requirements:
         try:
             wanted = Requirement(text)
             applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})

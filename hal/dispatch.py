@@ -121,7 +121,7 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
         raise
     if promised is not None:
         if not form.inplace:
-            check_results(form.op, plan.chosen, results, promised, first_tensor(flat).device)
+            check_results(form.op, plan.chosen, results, promised, flat)
         _remember(form, key, plan, policy)
     return results
 

@@ -8,7 +8,7 @@ import reprlib
 import threading
 import warnings
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import attrs
 import torch
@@ -28,7 +28,9 @@ __all__ = [
     "Registry",
     "State",
     "cause",
+    "is_a",
     "registry",
+    "shown",
 ]
 
 Kind = TypeVar("Kind")
@@ -44,13 +46,36 @@ class Outcome:
     overrides: tuple[str, ...] = ()
 
 
-def cause(error: BaseException) -> str:
-    """The error in one paragraph; a backend's error may fail to describe itself."""
+def _described(describe: Callable[[Any], str], value: object, otherwise: str) -> str:
+    """What ``describe`` says; an object of a backend may fail to describe itself."""
     try:
-        text = str(error)
-    except Exception:  # noqa: BLE001
-        text = "which has no text"
+        return describe(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001
+        return otherwise
+
+
+def _text(error: BaseException) -> str:
+    text, words = str(error), error.args
+    # attrs adds the objects concerned, and Python then shows all arguments as a tuple.
+    return str(words[0]) if len(words) > 1 and text == str(words) else text
+
+
+def cause(error: BaseException) -> str:
+    """The error in one paragraph."""
+    text = _described(_text, error, "which has no text")
     return f"{type(error).__name__}: {text}".strip().rstrip(":")
+
+
+def shown(value: object) -> str:
+    """What a backend answered, cut short."""
+    return _described(reprlib.repr, value, f"a {type(value).__name__}")
+
+
+def is_a(value: object, kind: type[Kind] | tuple[type[Kind], ...]) -> TypeGuard[Kind]:
+    """Whether a backend's answer is a ``kind``; an object may even fail to name its class."""
+    return issubclass(type(value), kind)
 
 
 def _run(plugin: Plugin, function: Callable[..., Any], *args: object) -> Outcome:
@@ -179,13 +204,13 @@ class Registry:
 
     def members(self, plugin: Plugin, hook: str, kind: type[Kind], answer: Any) -> list[Kind]:
         """The members of a hook's answer that are a ``kind``."""
-        several = isinstance(answer, (list, tuple, set, frozenset))
+        several = is_a(answer, (list, tuple, set, frozenset))
         given = answer if several else [] if answer is None else [answer]
         for each in given:
-            if not isinstance(each, kind):
-                found = reprlib.repr(each)
+            if not is_a(each, kind):
+                found = shown(each)
                 self.problem(plugin, f"{hook} answered with {found}, not a hal.{kind.__name__}")
-        return [each for each in given if isinstance(each, kind)]
+        return [each for each in given if is_a(each, kind)]
 
     def problem(self, plugin: Plugin, problem: str) -> None:
         """Put on record, once, what is wrong with a backend; an error under HAL_STRICT."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hal.errors import InvalidInput, InvalidType
 from hal.hardware import Capability, Device
-from hal.plugins import REFERENCE, Plugin, registry
+from hal.plugins import REFERENCE, Plugin, is_a, registry
 
 __all__ = ["device", "devices", "known_capability", "supports"]
 
@@ -46,7 +46,7 @@ def _present(found: Device) -> bool:
 def _seen(plugin: Plugin) -> list[Device]:
     """The devices one backend finds; a reason for finding none is put into its record."""
     answer = registry().ask(plugin, "hal_devices")
-    if isinstance(answer, str):
+    if is_a(answer, str):
         plugin.reason = answer
         return []
     claimed = registry().members(plugin, "hal_devices", Device, answer)

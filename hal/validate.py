@@ -99,22 +99,37 @@ def _facts(value: Any) -> Any:
 def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
-    return f"{describe(value)} with strides {value.stride()} on {value.device}"
+    return f"{describe(value)} with strides {value.stride()}"
+
+
+def _place(value: Any) -> str:
+    return f" on {value.device}" if isinstance(value, Tensor) else ""
+
+
+def _check_new(op: Op, kernel: object, found: tuple[Any, ...], flat: Sequence[Any]) -> None:
+    """Refuse a result in the memory of an argument: whoever writes to one changes the other."""
+    for name, given in tensors(op, flat).items():
+        for got in found:
+            if isinstance(got, Tensor) and torch._C._is_alias_of(got, given):  # pyright: ignore
+                what = "its argument" if got is given else "a view of its argument"
+                raise BackendError(f"{op.name}: {kernel} returned {what} {name}, not a new tensor")
 
 
 def check_results(
-    op: Op, kernel: object, results: Any, promised: tuple[Any, ...], where: Any
+    op: Op, kernel: object, results: Any, promised: tuple[Any, ...], flat: Sequence[Any]
 ) -> None:
-    """Require what ``kernel`` returned to be what is declared, on the device ``where``.
+    """Require what ``kernel`` returned for the arguments ``flat`` to be new, and as declared.
 
     Raises:
         BackendError: It is not.
     """
-    found = as_tuple(results)
+    found, where = as_tuple(results), first_tensor(flat).device
+    _check_new(op, kernel, found, flat)
     same = [_facts(got) for got in found] == [_facts(want) for want in promised]
     if same and all(got is None or got.device == where for got in found):
         return
-    got, want = (", ".join(map(_shown, each)) for each in (found, promised))
+    got = ", ".join(_shown(each) + _place(each) for each in found)
+    want = ", ".join(map(_shown, promised))
     raise BackendError(f"{op.name}: {kernel} returned {got}; declared is {want}, on {where}")
 
 

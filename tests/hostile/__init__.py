@@ -1,0 +1,10 @@
+"""Backends that make trouble, by where they make it."""
+
+from __future__ import annotations
+
+from hostile import kernels, loading, offers
+from hostile.record import WELL, Answers, Forks, Stranger
+
+STRANGERS = [*loading.STRANGERS, *offers.STRANGERS, *kernels.STRANGERS]
+
+__all__ = ["STRANGERS", "WELL", "Answers", "Forks", "Stranger"]

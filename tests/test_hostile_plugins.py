@@ -1,0 +1,81 @@
+"""Each backend that makes trouble ends in its stated state, and nothing else is harmed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostile import STRANGERS, WELL, Answers, Forks, Stranger
+
+QUESTIONS = {
+    "before": "switches()",
+    "loaded": "hal.backends()",
+    "devices": "[str(d) for d in hal.devices()]",
+    "explained": "hal.explain('silu_and_mul').to_dict()",
+}
+CHECKS = {
+    "chosen": "served()",
+    "backends": "[b.to_dict() for b in hal.backends()]",
+    "problems": "hal.report('cpu').problems",
+    "native": "served('native')",
+    "well": "served('well')",
+    "after": "switches()",
+}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    running = Forks.start()
+    yield running
+    running.stop()
+
+
+def said(forks: Forks, site: Path, stranger: Stranger) -> Answers:
+    imported = f"{stranger.module!r} in sys.modules"
+    questions = QUESTIONS | {"answer": stranger.question} | CHECKS | {"imported": imported}
+    return forks.ask(site, [stranger, WELL], questions)
+
+
+def matches(pattern: str | None, found: str | None) -> bool:
+    """Whether ``found`` is as stated: by the pattern, or as absent as it is."""
+    if pattern is None or found is None:
+        return pattern is found
+    return re.search(pattern, found) is not None
+
+
+def assert_as_stated(stranger: Stranger, answers: Answers) -> None:
+    listed = {b["distribution"]: b for b in answers["backends"]}
+    state, reason = (listed[stranger.distribution][field] for field in ("state", "reason"))
+    assert state == stranger.state
+    assert matches(stranger.reason, reason), reason
+    problems = [p.removeprefix(f"{stranger.name}: ") for p in answers["problems"]]
+    assert len(problems) == (stranger.problem is not None), problems
+    assert all(matches(stranger.problem, problem) for problem in problems), problems
+    assert matches(stranger.answer, str(answers["answer"])), answers["answer"]
+    # What is loaded has no reason to be told.
+    told = [*problems, *([reason] if state in ("failed", "incompatible") else [])]
+    assert all(text in answers.stderr for text in told), answers.stderr
+
+
+def assert_unharmed(answers: Answers) -> None:
+    assert answers["after"] == answers["before"]
+    assert answers["native"] == ["native:torch"]
+    assert answers["well"] == ["well:well"]
+    assert "cpu" in answers["devices"]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS, ids=lambda stranger: stranger.name)
+def test_contained(forks: Forks, tmp_path: Path, stranger: Stranger) -> None:
+    answers = said(forks, tmp_path, stranger)
+    assert_as_stated(stranger, answers)
+    assert matches(stranger.chosen, str(answers["chosen"])), answers["chosen"]
+    assert_unharmed(answers)
+    assert "Traceback" not in answers.stderr
+
+
+def test_there_are_enough() -> None:
+    names = [stranger.name for stranger in STRANGERS]
+    assert len(set(names)) == len(names) >= 30
