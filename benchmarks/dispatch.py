@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hal
-from hal import select
+from hal import offers
 from hal.functions import FORMS
 from hal.op import OPS
 
@@ -40,11 +40,11 @@ def offer(**traits: Any) -> None:
     """Put a kernel that does nothing before the reference, and forget earlier plans."""
     kernel = hal.Kernel(fn=ready, name="ready", **traits)
     FORMS[NAME].forget()
-    offers = (
-        select.Offer("bench", band=0, kernel=kernel),
-        *select.offers(OPS[NAME], hal.device("cpu")),
+    offered = (
+        offers.Offer("bench", band=0, kernel=kernel),
+        *offers.offers(OPS[NAME], hal.device("cpu")),
     )
-    select.asked[OPS[NAME], hal.device("cpu")] = offers
+    offers.asked[OPS[NAME], hal.device("cpu")] = offered
 
 
 def nanoseconds(function: Callable[[torch.Tensor], Any], x: torch.Tensor, calls: int) -> float:

@@ -259,7 +259,7 @@ def run(
     meter = Meter(sum(map(len, ids)))
     show(meter.watch(generate(decoder, ids, sampling, block_size)), transcripts)
     typer.echo(f"{meter.speed()}\n")
-    typer.echo(str(hal.report(ops=meter.ops)))
+    typer.echo(str(hal.report(decoder.embedding, ops=meter.ops)))
 
 
 def main(

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from hal.dispatch import Record, copy_results
 from hal.hardware import Capability, Device
+from hal.offers import offers
 from hal.op import OPS, Kernel, Op
 from hal.plugins import registry
 from hal.policy import Entry, Policy, current, entered, op_name, op_names
 from hal.probe import device as find_device
 from hal.probe import known_capability
-from hal.select import Choice, choose, offers, require_chosen
+from hal.select import Choice, choose, require_chosen
 from hal.validate import as_tuple, check_targets, first_tensor, validate
 
 __all__ = ["Requirement", "bind", "explain", "require", "trace"]

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from hal.errors import BackendError, NoKernel
 from hal.hardware import Device
+from hal.offers import Offer, offers
 from hal.op import Kernel, Op
-from hal.plugins import REFERENCE, Plugin, State, cause, is_a, registry, shown
+from hal.plugins import REFERENCE, State, cause, registry, shown
 from hal.policy import Policy
 
-__all__ = ["Candidate", "Choice", "choose", "offers", "require_chosen"]
-
-
-@attrs.frozen(eq=False)
-class Offer:
-    """What one backend has for an op on a device: a kernel, or the reason why there is none."""
-
-    backend: str
-    band: int
-    order: int = 0
-    kernel: Kernel | None = None
-    reason: str | None = None
-
-    def matches(self, spec: str) -> bool:
-        """Whether ``spec``, a backend or ``backend:kernel``, means this offer."""
-        return spec in (self.backend, f"{self.backend}:{self.kernel.name if self.kernel else ''}")
+__all__ = ["Candidate", "Choice", "choose", "reference", "require_chosen"]
 
 
 @attrs.frozen
@@ -86,110 +70,6 @@ class Choice:
             "chosen": str(self.chosen) if self.chosen else None,
             "candidates": [attrs.asdict(candidate, filter=shown) for candidate in self.candidates],
         }
-
-
-def _band(plugin: Plugin) -> int:
-    """Third-party for this device type, vendor, portable, reference."""
-    if plugin.name == REFERENCE:
-        return 3
-    if plugin.backend is None or plugin.backend.devices is None:
-        return 2
-    return 1 if plugin.ours else 0
-
-
-def _same(found: inspect.Signature, wanted: inspect.Signature) -> bool:
-    """Whether names, kinds and defaults of all parameters are the same; annotations may differ."""
-
-    def shape(signature: inspect.Signature) -> list[tuple[Any, ...]]:
-        # Types come first: a default of another type, such as a tensor, may not compare at all.
-        return [(p.name, p.kind, type(p.default)) for p in signature.parameters.values()]
-
-    pairs = zip(found.parameters.values(), wanted.parameters.values(), strict=False)
-    return shape(found) == shape(wanted) and all(a.default == b.default for a, b in pairs)
-
-
-def _fault(op: Op, kernel: object) -> str | None:
-    """Why an answer of a hook is no kernel of ``op``."""
-    if not is_a(kernel, Kernel):
-        return f"answered with {shown(kernel)}, not a hal.Kernel"
-    for function in filter(None, (kernel.fn, kernel.inplace)):
-        try:
-            found = inspect.signature(function)
-        except (TypeError, ValueError) as error:
-            return f"the signature of {kernel.name} cannot be had: {error}"
-        if not _same(found, op.signature):
-            return f"the signature of {kernel.name} is {found}; the op's is {op.signature}"
-    if kernel.inplace is not None and not op.inplace:
-        return f"{kernel.name} offers an in-place form; the op has none of its own"
-    return None
-
-
-def _checked(plugin: Plugin, op: Op, kernel: object, names: set[str]) -> str | None:
-    """Put what is wrong with an offered kernel on record, and return it."""
-    try:
-        fault = _fault(op, kernel)
-        if fault is None and isinstance(kernel, Kernel) and kernel.name in names:
-            fault = f"offers two kernels of the name {kernel.name}"
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001  # A signature can be any object, with own code.
-        fault = f"cannot be inspected: {cause(error)}"
-    if fault:
-        registry().problem(plugin, f"{op.name}: {fault}")
-    return fault
-
-
-def _answers(plugin: Plugin, op: Op, device: Device) -> Iterator[Offer]:
-    """What one backend answers, an offer a kernel, malformed ones as refusals."""
-    answer = registry().ask(plugin, op.name, device)
-    kernels = answer if is_a(answer, (list, tuple)) else [] if answer is None else [answer]
-    if not kernels:
-        problems = [p for p in plugin.problems if p.startswith(f"{op.name} ")]
-        yield Offer(
-            plugin.name, _band(plugin), reason="; ".join(problems) or "offers no kernel here"
-        )
-    names: set[str] = set()
-    for order, kernel in enumerate(kernels):
-        fault = _checked(plugin, op, kernel, names)
-        if fault is None:
-            names.add(kernel.name)
-        yield Offer(plugin.name, _band(plugin), order, None if fault else kernel, fault)
-
-
-def _silent(plugin: Plugin, op: Op, device: Device) -> str | None:
-    """Why ``plugin`` is not even asked."""
-    if plugin.state is not State.LOADED:
-        return f"{plugin.state.value}: {plugin.reason}"
-    if not plugin.serves(device.type):
-        served = ", ".join((plugin.backend and plugin.backend.devices) or ())
-        return f"serves {served} only"
-    return "denied for this op by HAL_DISABLE" if plugin.denied(op.name) else None
-
-
-def _ask_all(op: Op, device: Device) -> tuple[Offer, ...]:
-    found: list[Offer] = []
-    registry().load()
-    for plugin in registry().plugins:
-        reason = _silent(plugin, op, device)
-        if reason:
-            found.append(Offer(plugin.name, _band(plugin), reason=reason))
-        else:
-            found.extend(_answers(plugin, op, device))
-    return tuple(sorted(found, key=lambda offer: (offer.band, offer.backend, offer.order)))
-
-
-asked: dict[tuple[Op, Device], tuple[Offer, ...]] = {}
-"""The offers of all backends, by op and device."""
-
-
-def offers(op: Op, device: Device) -> tuple[Offer, ...]:
-    """What every backend offers for ``op`` on ``device``, in the order of bands; asked once."""
-    key = op, device
-    if key not in asked:
-        with registry().lock:
-            if key not in asked:
-                asked[key] = _ask_all(op, device)
-    return asked[key]
 
 
 def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> str | None:
@@ -266,7 +146,7 @@ def _merit(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> 
 
 
 def require_chosen(choice: Choice, op: Op) -> Candidate:
-    """The chosen candidate; warns once where the reference serves an accelerator by default.
+    """The chosen candidate; warns once for each accelerator that the reference serves by default.
 
     Raises:
         NoKernel: None may serve; with all reasons and what went wrong with backends.
@@ -276,13 +156,22 @@ def require_chosen(choice: Choice, op: Op) -> Candidate:
     if chosen is None:
         raise NoKernel(f"no kernel can serve {choice}{registry().troubles(str(choice))}")
     if choice.device.accelerator and chosen.reason == "reference":
-        _warn_of_reference(op.name, choice.device, str(choice))
+        _warn_of_reference(op, choice)
     return chosen
 
 
-@functools.cache
-def _warn_of_reference(op: str, device: Device, choice: str) -> None:
-    warnings.warn(f"the reference serves an accelerator, which is slow:\n{choice}", stacklevel=2)
+# Devices of which it was said that the reference serves them.
+_warned: set[Device] = set()
+
+
+def _warn_of_reference(op: Op, choice: Choice) -> None:
+    if choice.device not in _warned:
+        _warned.add(choice.device)
+        warnings.warn(
+            f"the reference, which is slow, serves {op.name} on an accelerator, and maybe other "
+            f"ops, which `hal report` lists:\n{choice}",
+            stacklevel=2,
+        )
 
 
 def reference(op: Op, device: Device) -> Kernel:

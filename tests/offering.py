@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import hal
-from hal import select
+from hal import offers, tracing
 from hal.functions import FORMS
 from hal.op import OPS
 from hal.plugins import DISTRIBUTION, REFERENCE, Plugin, State, registry
@@ -57,16 +57,17 @@ def backend(
 def _forget() -> None:
     for form in FORMS.values():
         form.forget()
+    tracing._inlined.cache_clear()
 
 
 @contextlib.contextmanager
 def installed(*plugins: Plugin) -> Iterator[None]:
     """Have ``plugins``, in this order, and no other."""
-    before = registry().plugins, select.asked
-    registry().plugins, select.asked = list(plugins), {}
+    before = registry().plugins, offers.asked
+    registry().plugins, offers.asked = list(plugins), {}
     _forget()
     try:
         yield
     finally:
-        registry().plugins, select.asked = before
+        registry().plugins, offers.asked = before
         _forget()

@@ -162,12 +162,13 @@ def test_the_reference_on_an_accelerator_warns_once() -> None:
     place = hal.Device("acme", 71)
     with installed(NATIVE):
         choice = choose(SOFTMAX, place, NOTHING)
-        with pytest.warns(UserWarning, match="the reference serves an accelerator") as caught:
+        with pytest.warns(UserWarning, match="serves softmax on an accelerator") as caught:
             require_chosen(choice, SOFTMAX)
         assert "softmax on acme:71" in str(caught[0].message)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             require_chosen(choice, SOFTMAX)
+            require_chosen(choose(OPS["rms_norm"], place, NOTHING), OPS["rms_norm"])
 
 
 @pytest.mark.parametrize("kind", ["use", "prefer"])
