@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hostile import STRANGERS, WELL, Answers, Forks, Stranger
+import hal
+from hostile import STRANGERS, WELL, Answers, Forks, Stranger, running
 
 QUESTIONS = {
     "before": "switches()",
@@ -25,12 +25,7 @@ CHECKS = {
     "after": "switches()",
 }
 
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    running = Forks.start()
-    yield running
-    running.stop()
+forks = pytest.fixture(running, scope="module")
 
 
 def said(forks: Forks, site: Path, stranger: Stranger) -> Answers:
@@ -47,8 +42,8 @@ def matches(pattern: str | None, found: str | None) -> bool:
 
 
 def assert_as_stated(stranger: Stranger, answers: Answers) -> None:
-    listed = {b["distribution"]: b for b in answers["backends"]}
-    state, reason = (listed[stranger.distribution][field] for field in ("state", "reason"))
+    theirs = [b for b in answers["backends"] if b["distribution"] != hal.plugins.DISTRIBUTION]
+    ((state, reason),) = ((b["state"], b["reason"]) for b in theirs if b["name"] == stranger.name)
     assert state == stranger.state
     assert matches(stranger.reason, reason), reason
     problems = [p.removeprefix(f"{stranger.name}: ") for p in answers["problems"]]
@@ -72,6 +67,7 @@ def test_contained(forks: Forks, tmp_path: Path, stranger: Stranger) -> None:
     answers = said(forks, tmp_path, stranger)
     assert_as_stated(stranger, answers)
     assert matches(stranger.chosen, str(answers["chosen"])), answers["chosen"]
+    assert stranger.imported or answers["imported"] is False
     assert_unharmed(answers)
     assert "Traceback" not in answers.stderr
 

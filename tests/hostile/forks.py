@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import hal
+from hal.op import OPS
 
 # What hangs ends in this many seconds; what works takes a fraction of one.
 _LIMIT = 60
@@ -61,17 +62,20 @@ def switches() -> list[object]:
 NAMES = {
     **{f.__name__: f for f in (refused, served, switches, under, x)},
     "hal": hal,
+    "OPS": OPS,
     "sys": sys,
     "torch": torch,
 }
 
 
 def attempt(question: str) -> object:
-    """The value of an expression, or the error it raises, with its notes."""
+    """The value of an expression, or the error it raises, with its notes and cause."""
     try:
         return eval(question, NAMES)
     except BaseException as error:  # noqa: BLE001  # Whether SystemExit escapes is what is asked.
-        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        origin = [f"from {error.__cause__!r}"] if error.__cause__ else []
+        notes = getattr(error, "__notes__", [])
+        return "\n".join([f"{type(error).__name__}: {error}", *notes, *origin])
 
 
 NAMES["attempt"] = attempt

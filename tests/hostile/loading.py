@@ -144,6 +144,13 @@ METADATA = [
         reason="^the name native is reserved for torch-hal$",
         **UNREAD,
     ),
+    Stranger("nameless", metadata=b"Metadata-Version: 2.1\nVersion: 1.0\n"),
+    Stranger(
+        "unreadable",
+        metadata=b"Metadata-Version: 2.1\nName: hal-unreadable\nSummary: \xff\n",
+        reason="^its metadata cannot be read: 'utf-8' codec can't decode byte 0xff",
+        **UNREAD,
+    ),
     Stranger("two words", reason="^the name 'two words' must be of letters, digits", **UNREAD),
     Stranger("colon:ed", reason="^the name 'colon:ed' must be of letters, digits", **UNREAD),
     Stranger("umläut", reason="^the name 'umläut' must be of letters, digits", **UNREAD),

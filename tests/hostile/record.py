@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import attrs
 
-__all__ = ["WELL", "Answers", "Forks", "Stranger"]
+__all__ = ["WELL", "Answers", "Forks", "Stranger", "running"]
 
 HEADER = """
 import torch
@@ -67,7 +67,7 @@ class Stranger:
     @property
     def module(self) -> str:
         """The name of its module."""
-        return self.distribution.lower().replace("-", "_")
+        return self.distribution.lower().replace("-", "_").replace(".", "_")
 
     def install(self, site: Path) -> None:
         """Write what an installer would."""
@@ -152,3 +152,10 @@ class Forks:
         assert status == 0, stderr
         said = json.loads((site / "answers").read_text())
         return Answers(said, (site / "stdout").read_text(), stderr)
+
+
+def running() -> Iterator[Forks]:
+    """Start the program, for a fixture, and end it."""
+    started = Forks.start()
+    yield started
+    started.stop()
