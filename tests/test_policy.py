@@ -39,11 +39,12 @@ def three() -> Iterator[None]:
 def served(op: str = "softmax") -> str:
     """What runs a call, which is also what ``explain`` says of it."""
     args = (X,) if op != "rms_norm" else (X, None)
+    explained = str(hal.explain(op, *args).chosen)
     with hal.trace() as records:
         getattr(hal.ops, op)(*args)
     (record,) = records
-    assert str(hal.explain(op, *args).chosen) == f"{record.backend}:{record.kernel}"
-    return f"{record.backend}:{record.kernel}"
+    assert explained == f"{record.backend}:{record.kernel}"
+    return explained
 
 
 def all_served() -> list[str]:
