@@ -116,7 +116,8 @@ class Kernel:
     """One implementation of an op that a backend offers for a device.
 
     Args:
-        fn: A callable with exactly the signature of the op; returns new contiguous tensors.
+        fn: A callable with exactly the signature of the op; returns new contiguous tensors,
+            which hal checks where it plans a call, and writes into no argument, which it does not.
         name: Whose code runs: ``torch``, ``triton``, ``flashinfer`` ...; unique within a backend
             and op.
         supports: Called with the op's arguments before a choice; None if they can be served, else

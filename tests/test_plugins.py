@@ -168,7 +168,11 @@ BY_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "alpha", "beta"), BY_SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    ("settings", "alpha", "beta"),
+    BY_SETTINGS,
+    ids=[" ".join(f"{k}={v}" for k, v in case[0].items()) or "unset" for case in BY_SETTINGS],
+)
 def test_allowed_and_denied(
     forks: Forks, tmp_path: Path, settings: dict[str, str], alpha: str | None, beta: str | None
 ) -> None:
