@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hal.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
@@ -23,11 +23,16 @@ def describe(value: object) -> str:
     return f"{shape} {dtype}"
 
 
-def check(condition: bool, requirement: str, **found: object) -> None:
-    """Raise ``InvalidInput`` with the requirement and what was found instead, unless it holds."""
+def check(condition: bool, requirement: str | Callable[[], str], **found: object) -> None:
+    """Raise ``InvalidInput`` with the requirement and what was found instead, unless it holds.
+
+    A requirement that names a size is a function: to write a symbolic size down would fix it, and
+    compiled code would serve no other.
+    """
     if not condition:
+        required = requirement if isinstance(requirement, str) else requirement()
         given = ", ".join(f"{name} is {describe(value)}" for name, value in found.items())
-        raise InvalidInput(f"{requirement}; {given}" if given else requirement)
+        raise InvalidInput(f"{required}; {given}" if given else required)
 
 
 def check_dtype(dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> None:

@@ -24,10 +24,10 @@ def _check_query(
         "q must be [tokens, heads, head_dim], head_dim at least 1",
         q=q,
     )
-    check(q.shape[2] == head_dim, f"q must have the head_dim of the keys, {head_dim}", q=q)
+    check(q.shape[2] == head_dim, lambda: f"q must have the head_dim of the keys, {head_dim}", q=q)
     check(
         kv_heads > 0 and q.shape[1] % kv_heads == 0,
-        f"the heads of q must be a multiple of the kv_heads, {kv_heads}",
+        lambda: f"the heads of q must be a multiple of the kv_heads, {kv_heads}",
         q=q,
     )
     check_dtype(INDEX, cu_seqlens_q=cu_seqlens_q)
@@ -125,7 +125,9 @@ def varlen_attention(
     check_dtype((q.dtype,), k=k, v=v)
     check(
         v.dim() == 3 and v.shape[:2] == k.shape[:2],
-        f"v must be [{k.shape[0]}, {k.shape[1]}, value_head_dim], as many tokens and heads as k",
+        lambda: (
+            f"v must be [{k.shape[0]}, {k.shape[1]}, value_head_dim], as many tokens and heads as k"
+        ),
         v=v,
     )
     check_dtype(INDEX, cu_seqlens_k=cu_seqlens_k)
@@ -207,7 +209,7 @@ def paged_attention(
     sequences = cu_seqlens_q.shape[0] - 1
     check(
         block_table.dim() == 2 and block_table.shape[0] == sequences,
-        f"block_table must be [{sequences}, blocks], a row for each sequence",
+        lambda: f"block_table must be [{sequences}, blocks], a row for each sequence",
         block_table=block_table,
     )
     check_shape((sequences,), seq_lens=seq_lens)

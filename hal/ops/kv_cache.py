@@ -39,15 +39,16 @@ def check_scale(cache: Tensor, **scales: Tensor | float | None) -> None:
             continue
         check(cache.dtype in EIGHT_BIT, f"{name} goes with an 8-bit cache", k_cache=cache)
         if isinstance(scale, torch.Tensor):
-            check_floating(**{name: scale})
-            shaped = scale.numel() == 1 or (scale.dim() == 1 and scale.shape[0] == cache.shape[2])
-            check(
-                shaped,
-                f"{name} must have one element or one for each of {cache.shape[2]} kv_heads",
-                **{name: scale},
-            )
+            _check_heads(name, scale, cache.shape[2])
         else:
             check(0 < scale < math.inf, f"{name} must be positive and finite", **{name: scale})
+
+
+def _check_heads(name: str, scale: Tensor, heads: int) -> None:
+    check_floating(**{name: scale})
+    shaped = scale.numel() == 1 or (scale.dim() == 1 and scale.shape[0] == heads)
+    required = "must have one element or one for each of"
+    check(shaped, lambda: f"{name} {required} {heads} kv_heads", **{name: scale})
 
 
 @op(mutates=("k_cache", "v_cache"))

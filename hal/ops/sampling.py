@@ -272,7 +272,7 @@ def apply_token_bitmask_(
         check(logits.dim() == 2, "logits must be [rows, vocab] with indices", logits=logits)
     rows = logits.shape[:-1] if indices is None else indices.shape
     matches = bitmask.dim() > 0 and tuple(bitmask.shape[:-1]) == tuple(rows)
-    check(matches, f"bitmask must have shape {[*rows, 'words']}", bitmask=bitmask)
+    check(matches, lambda: f"bitmask must have shape {[*rows, 'words']}", bitmask=bitmask)
     fits = (bitmask.shape[-1] - 1) * 32 < logits.shape[-1]
     check(fits, "bitmask must have at most ceil(vocab / 32) words", bitmask=bitmask, logits=logits)
     return logits
