@@ -34,6 +34,11 @@ class Parameter:
         return Tensor in self.types
 
     @property
+    def sequence(self) -> bool:
+        """Whether it is a sequence of integers."""
+        return Sequence in self.types
+
+    @property
     def union(self) -> bool:
         """Whether it is a tensor or a plain value, which torch's schemas have to keep apart."""
         return self.tensor and bool(set(self.types) - {Tensor, type(None)})
@@ -117,7 +122,7 @@ class Kernel:
 
     Args:
         fn: A callable with exactly the signature of the op; returns new contiguous tensors,
-            which hal checks where it plans a call, and writes into no argument, which it does not.
+            which hal checks when it plans a call. It writes into no argument; that is not checked.
         name: Whose code runs: ``torch``, ``triton``, ``flashinfer`` ...; unique within a backend
             and op.
         supports: Called with the op's arguments before a choice; None if they can be served, else
