@@ -134,6 +134,14 @@ SIGNATURES = [
         answer="eps=1e-05",
     ),
     Stranger(
+        "default_of_other_type",
+        "def fn(logits, *, temperature=torch.ones(2)): pass\n@hookimpl\n"
+        "def softmax(device): return Kernel(fn=fn, name='k')",
+        problem=r"^softmax: the signature of k is \(logits, \*, temperature=tensor.*= 1.0\)",
+        question="refused('default_of_other_type', 'softmax')",
+        answer="temperature=tensor",
+    ),
+    Stranger(
         "inplace_for_none",
         _hook("return Kernel(fn=good, inplace=good, name='k')"),
         problem="^silu_and_mul: k offers an in-place form; the op has none of its own$",
