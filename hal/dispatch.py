@@ -12,17 +12,17 @@ from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateU
 from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
 from torch._C._functorch import peek_interpreter_stack
 
-from hal.checks import describe
-from hal.errors import InvalidInput
 from hal.form import Form, Plan
 from hal.policy import Policy, active, current
 from hal.probe import device
 from hal.select import Candidate, choose, require_chosen
 from hal.validate import (
     as_tuple,
+    check_out,
     check_results,
     check_targets,
     check_types,
+    check_unrecorded,
     first_tensor,
     tensors,
     validate,
@@ -51,7 +51,9 @@ def _described(value: Any) -> Any:
     """All that a check, a condition or a kernel's choice may depend on."""
     if isinstance(value, Tensor):
         return type(value), value.shape, value.stride(), value.dtype, value.device
-    return (list, *value) if isinstance(value, list) else (type(value), value)
+    if isinstance(value, (tuple, list)):  # Equal members can be of different types.
+        return type(value), *value, *map(type, value)
+    return type(value), value
 
 
 def _runner(form: Form, candidate: Candidate) -> Callable[..., Any]:
@@ -102,7 +104,7 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
     try:
         key = (policy, *map(_described, flat))
         plan = form.plans.get(key)
-    except TypeError:  # An unhashable argument; the check of types names it.
+    except (TypeError, RuntimeError):  # Not hashable, or without strides; the check names it.
         check_types(form.op, flat)
         raise
     promised: tuple[Any, ...] | None = None
@@ -219,11 +221,8 @@ def call(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
     given = [value for value in flat if isinstance(value, Tensor)]
     if not isinstance(flat[0], Tensor):  # The first parameter of every op is a tensor.
         check_types(form.op, flat)
-    if (form.inplace or out is not None) and _needs_gradient(given):
-        raise InvalidInput(
-            f"{form.name}: writing into given tensors has no gradient; "
-            "call the op without out= and underscore, or under torch.no_grad()"
-        )
+    if form.inplace or out is not None:
+        check_unrecorded(form.name, (*given, *as_tuple(out)))
     if out is not None:
         return _call_into(form, flat, as_tuple(out), out)
     if _needs_torch(given):
@@ -245,19 +244,6 @@ def call_below(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
 def _call_into(form: Form, flat: Sequence[Any], targets: tuple[Any, ...], out: Any) -> Any:
     """Compute, then copy to ``out``, which is checked before anything runs."""
     promised = validate(form.op, flat)
-    where = first_tensor(flat).device
-    fits = len(targets) == len(promised) and all(
-        (want is None and got is None)
-        or (
-            want is not None
-            and isinstance(got, Tensor)
-            and (got.shape, got.dtype, got.device) == (want.shape, want.dtype, where)
-        )
-        for got, want in zip(targets, promised, strict=True)
-    )
-    if not fits:
-        want = ", ".join(describe(each) for each in promised)
-        got = ", ".join(describe(each) for each in targets)
-        raise InvalidInput(f"{form.name}: out must be {want} on {where}; out is {got}")
+    check_out(form.name, targets, promised, first_tensor(flat).device)
     copy_results(as_tuple(call(form, flat)), targets)
     return out

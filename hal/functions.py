@@ -13,7 +13,7 @@ from hal import ops
 from hal.dispatch import blame, call, call_below
 from hal.form import Form, forms
 from hal.library import register
-from hal.op import OPS
+from hal.op import OPS, Parameter
 from hal.policy import active
 
 __all__ = ["FORMS", "install"]
@@ -41,6 +41,15 @@ def make({names}):
     return {name}
 """
 
+# Equal values of other types, such as 1 and True, may be refused.
+_SAME = "({0} is {0}_then or type({0}) is type({0}_then) and {0} == {0}_then{1}) and "
+_MEMBERS = " and {{*map(type, {0})}} <= {{int}}"
+
+
+def _same(parameter: Parameter) -> str:
+    members = _MEMBERS.format(parameter.name) if parameter.sequence else ""
+    return _SAME.format(parameter.name, members)
+
 
 def _source(form: Form, names: str, recent: str) -> str:
     parameters = form.op.parameters
@@ -54,7 +63,7 @@ def _source(form: Form, names: str, recent: str) -> str:
         out="None" if form.inplace else "out",
         no_out="" if form.inplace else "out is None and ",
         stored="".join(f"{name}_then, " for name in plain),
-        same="".join(f"{name} == {name}_then and " for name in plain),
+        same="".join(_same(p) for p in parameters if not p.tensor),
         tensors=", ".join(p.name for p in parameters if p.tensor),
         arguments=", ".join(f"{p.name}={p.name}" if p.keyword_only else p.name for p in parameters),
     )

@@ -22,7 +22,15 @@ from hal.form import Form
 from hal.op import Op
 from hal.schema import Flat, implementation, join, packed, prototype, split, unpacked
 from hal.transforms import autograd_function, backward, batched, remember
-from hal.validate import as_tuple, first_tensor
+from hal.validate import (
+    as_tuple,
+    check_devices,
+    check_out,
+    check_targets,
+    check_unrecorded,
+    first_tensor,
+    tensors,
+)
 
 __all__ = ["register"]
 
@@ -46,6 +54,8 @@ def _shapes(op: Op, signature: inspect.Signature, inplace: bool) -> Callable[...
     def shapes(*arguments: Any) -> Any:
         # The dispatcher leaves out trailing arguments that equal their defaults.
         flat = join(op, [*arguments, *defaults[len(arguments) :]])
+        # A meta tensor among others would pass their results off as computed.
+        check_devices(op, tensors(op, flat))
         results = op.call(op.contract, flat)
         return None if inplace else packed(op, results, first_tensor(flat))
 
@@ -93,11 +103,16 @@ def _traced(form: Form) -> Callable[[Flat, Any], Any]:
 
     def traced(flat: Flat, out: Any) -> Any:
         where = first_tensor(flat).device
+        if form.inplace:
+            check_targets(op, flat)
+        if form.inplace or out is not None:
+            check_unrecorded(form.name, (*flat, *as_tuple(out)))
         function = getattr(tracing, f"{prefix}{where.type}@{where.index}")
         if torch.compiler.is_exporting():
             function = None
         results = opaque(flat) if function is None else inline(function, flat)
         if out is not None:
+            check_out(form.name, as_tuple(out), as_tuple(results), where)
             copy_results(as_tuple(results), as_tuple(out))
             return out
         if not form.inplace:

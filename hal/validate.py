@@ -14,9 +14,12 @@ from hal.op import Op, Parameter
 
 __all__ = [
     "as_tuple",
+    "check_devices",
+    "check_out",
     "check_results",
     "check_targets",
     "check_types",
+    "check_unrecorded",
     "first_tensor",
     "tensors",
     "validate",
@@ -33,16 +36,25 @@ _ACCEPTED: dict[Any, tuple[type, ...]] = {
 def _accepts(parameter: Parameter, value: Any) -> bool:
     if isinstance(value, bool) and bool not in parameter.types:
         return False
+    if isinstance(value, (tuple, list)) and not all(type(v) in (int, torch.SymInt) for v in value):
+        return False
     return any(isinstance(value, _ACCEPTED.get(t, (t,))) for t in parameter.types)
 
 
+def _type_name(kind: Any) -> str:
+    return "Sequence of int" if kind is Sequence else getattr(kind, "__name__", str(kind))
+
+
 def check_types(op: Op, flat: Sequence[Any]) -> None:
-    """Refuse an argument of a type that the signature does not have."""
+    """Refuse an argument of a type that the signature does not have, or a sparse or nested one."""
     for parameter, value in zip(op.parameters, flat, strict=True):
         if not _accepts(parameter, value):
-            names = " or ".join(getattr(t, "__name__", str(t)) for t in parameter.types)
+            names = " or ".join(map(_type_name, parameter.types))
             found = f"{value!r} of type {type(value).__name__}"
             raise InvalidType(f"{op.name}: {parameter.name} must be {names}, not {found}")
+        if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
+            layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise InvalidInput(f"{op.name}: {parameter.name} must be a dense tensor, not {layout}")
 
 
 def tensors(op: Op, flat: Sequence[Any]) -> dict[str, Tensor]:
@@ -51,7 +63,8 @@ def tensors(op: Op, flat: Sequence[Any]) -> dict[str, Tensor]:
     return {p.name: value for p, value in pairs if isinstance(value, Tensor)}
 
 
-def _check_devices(op: Op, tensors: dict[str, Tensor]) -> None:
+def check_devices(op: Op, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors of several devices."""
     if len({tensor.device for tensor in tensors.values()}) > 1:
         where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise InvalidInput(f"{op.name}: all tensors must be on one device; found {where}")
@@ -71,22 +84,54 @@ def as_tuple(results: Any) -> tuple[Any, ...]:
 def validate(op: Op, flat: Sequence[Any]) -> tuple[Any, ...]:
     """Refuse bad arguments; return the results that the declaration promises, as meta tensors."""
     check_types(op, flat)
-    _check_devices(op, tensors(op, flat))
+    check_devices(op, tensors(op, flat))
     return as_tuple(op.call(op.contract, [_meta(value) for value in flat]))
 
 
 def check_targets(op: Op, flat: Sequence[Any]) -> None:
     """Refuse to write into a tensor of which several elements share one place in memory."""
     for i in op.overwritten:
-        target = flat[i]
-        if isinstance(target, Tensor) and any(
-            stride == 0 and size > 1
-            for size, stride in zip(target.shape, target.stride(), strict=True)
-        ):
-            raise InvalidInput(
-                f"{op.name}: {op.parameters[i].name} is written to and must not be expanded; "
-                f"its strides are {target.stride()} for {describe(target)}"
-            )
+        _check_apart(op.name, op.parameters[i].name, flat[i])
+
+
+def _check_apart(op: str, name: str, target: Any) -> None:
+    if isinstance(target, Tensor) and any(
+        stride == 0 and size > 1 for size, stride in zip(target.shape, target.stride(), strict=True)
+    ):
+        raise InvalidInput(
+            f"{op}: {name} is written to and must not be expanded; "
+            f"its strides are {target.stride()} for {describe(target)}"
+        )
+
+
+def check_out(
+    op: str, targets: tuple[Any, ...], promised: tuple[Any, ...], where: torch.device
+) -> None:
+    """Require ``out`` to have the shapes and dtypes of the results, on their device."""
+    fits = len(targets) == len(promised) and all(
+        (want is None and got is None)
+        or (
+            want is not None
+            and isinstance(got, Tensor)
+            and (got.shape, got.dtype, got.device) == (want.shape, want.dtype, where)
+        )
+        for got, want in zip(targets, promised, strict=True)
+    )
+    if not fits:
+        want = ", ".join(describe(each) for each in promised)
+        got = ", ".join(describe(each) for each in targets)
+        raise InvalidInput(f"{op}: out must be {want} on {where}; out is {got}")
+    for target in targets:
+        _check_apart(op, "out", target)
+
+
+def check_unrecorded(op: str, given: Sequence[Any]) -> None:
+    """Refuse to write where a gradient would be recorded."""
+    if torch.is_grad_enabled() and any(isinstance(g, Tensor) and g.requires_grad for g in given):
+        raise InvalidInput(
+            f"{op}: writing into given tensors has no gradient; "
+            "call the op without out= and underscore, or under torch.no_grad()"
+        )
 
 
 def _facts(value: Any) -> Any:

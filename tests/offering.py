@@ -13,7 +13,7 @@ from hal.functions import FORMS
 from hal.op import OPS
 from hal.plugins import DISTRIBUTION, REFERENCE, Plugin, State, registry
 
-__all__ = ["ACME", "NATIVE", "backend", "installed", "kernel", "refusing"]
+__all__ = ["ACME", "NATIVE", "Noting", "backend", "installed", "kernel", "refusing"]
 
 # torch knows no device of this type, so no tensor is on it; that is enough to choose for it.
 ACME = hal.Device("acme", 0, name="Example", capabilities=frozenset(hal.Capability))
@@ -72,3 +72,24 @@ def installed(*plugins: Plugin) -> Iterator[None]:
     finally:
         registry().plugins, registry()._told, offers.asked = before
         _forget()
+
+
+class Noting:
+    """A backend with a kernel that notes the calls of itself and of its condition."""
+
+    def __init__(self, op: str, refuses: Callable[..., str | None] | None = None, **traits: Any):
+        self.ran: list[tuple[Any, ...]] = []
+        self.asked: list[tuple[Any, ...]] = []
+        plain = kernel(op).fn
+
+        def fn(*args: Any, **kwargs: Any) -> Any:
+            self.ran.append((*args, *kwargs.values()))
+            return plain(*args, **kwargs)
+
+        def supports(*args: Any, **kwargs: Any) -> str | None:
+            self.asked.append((*args, *kwargs.values()))
+            return refuses(*args, **kwargs) if refuses else None
+
+        fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
+        self.kernel = hal.Kernel(fn=fn, name="noting", supports=supports, **traits)
+        self.backend = backend("noting", devices=None, **{op: self.kernel})

@@ -108,8 +108,8 @@ def test_arguments_that_do_not_fit(args: Any, kwargs: Any, message: str) -> None
         ([None, 1.0, (), None], "scaled: x must be Tensor, not None of type NoneType"),
         ([X, "2", (), None], "scaled: by must be Tensor or float, not '2' of type str"),
         ([X, True, (), None], "scaled: by must be Tensor or float, not True of type bool"),
-        ([X, 2, 0, None], "scaled: axes must be Sequence, not 0 of type int"),
-        ([X, 2, "01", None], "scaled: axes must be Sequence, not '01' of type str"),
+        ([X, 2, 0, None], "scaled: axes must be Sequence of int, not 0 of type int"),
+        ([X, 2, "01", None], "scaled: axes must be Sequence of int, not '01' of type str"),
         ([X, 2, [0], 1.5], "scaled: rows must be int or NoneType, not 1.5 of type float"),
     ],
 )
