@@ -9,6 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+from torch._C._dynamo.eval_frame import (  # pyright: ignore
+    _FrameAction,
+    _FrameExecStrategy,
+    set_code_exec_strategy,
+)
 from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
 from torch._C._functorch import peek_interpreter_stack
 
@@ -231,6 +236,12 @@ def call(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
     results = execute(form, flat)
     _promote(form, flat, "recent")
     return results
+
+
+# Where Dynamo cannot compile a function in whole, it goes on to try what that calls. There is
+# nothing for it in here.
+_SKIP = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+set_code_exec_strategy(call.__code__, _SKIP)
 
 
 def call_below(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
