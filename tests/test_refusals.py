@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -172,6 +173,13 @@ def test_a_target_whose_elements_share_memory_is_refused_each_time() -> None:
             hal.ops.fused_add_rms_norm_(torch.ones(1, 8).expand(4, 8), X.clone(), WEIGHT)
 
 
+# Python 3.10 has no notes.
+NOTES = [
+    "raised by acme:broken for hal.ops.silu_and_mul; "
+    "HAL_DISABLE=acme:silu_and_mul takes that kernel out"
+][: sys.version_info >= (3, 11)]
+
+
 def test_an_error_of_a_kernel_says_which_kernel_and_how_to_do_without() -> None:
     def broken(x: Tensor) -> Tensor:
         raise ZeroDivisionError("inside")
@@ -182,13 +190,7 @@ def test_an_error_of_a_kernel_says_which_kernel_and_how_to_do_without() -> None:
             with pytest.raises(ZeroDivisionError) as caught:
                 call(X)
             assert str(caught.value) == "inside"
-            assert getattr(caught.value, "__notes__", [NOTE]) == [NOTE]
-
-
-NOTE = (
-    "raised by acme:broken for hal.ops.silu_and_mul; "
-    "HAL_DISABLE=acme:silu_and_mul takes that kernel out"
-)
+            assert getattr(caught.value, "__notes__", []) == NOTES
 
 
 def test_a_later_error_of_a_kernel_that_has_a_plan_has_the_note_once() -> None:
@@ -205,7 +207,7 @@ def test_a_later_error_of_a_kernel_that_has_a_plan_has_the_note_once() -> None:
         fails.append(True)
         with pytest.raises(ZeroDivisionError) as caught:
             hal.ops.silu_and_mul(X)
-    assert getattr(caught.value, "__notes__", [NOTE]) == [NOTE]
+    assert getattr(caught.value, "__notes__", []) == NOTES
 
 
 WRONG: dict[str, Callable[[Tensor], Any]] = {
