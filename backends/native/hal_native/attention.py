@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hal_native.arithmetic import wide
-from hal_native.kv_cache import per_head
+from hal_native.kv_cache import bits, per_head
 
 
 def _lengths(cu_seqlens: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _gathered(cache: Tensor, block_table: Tensor, seq_lens: Tensor, longest: int
     place = torch.arange(longest, device=cache.device)
     # Entries beyond the needed ones may point anywhere: read block 0, which the mask hides.
     block = block_table[:, place // size].where(place < seq_lens[:, None], 0)
-    return cache[block.long(), place % size]
+    return bits(cache)[block.long(), place % size].view(cache.dtype)
 
 
 def paged_attention(

@@ -25,6 +25,11 @@ def encode(x: Tensor, dtype: torch.dtype, scale: Tensor | float | None) -> Tenso
     return scaled.clamp(-limit, limit).to(dtype)
 
 
+def bits(x: Tensor) -> Tensor:
+    """``x``, its 8-bit floats as integers: torch 2.7 cannot index them on a CPU."""
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
+
+
 def store_rows(cache: Tensor, rows: Tensor, slots: Tensor) -> None:
     """Write each row into its slot, but for negative slots."""
     if rows.numel() == 0 or cache.numel() == 0:
@@ -48,6 +53,6 @@ def store_kv_cache_(
     k_scale: Tensor | float | None = None,
     v_scale: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    store_rows(k_cache, encode(k, k_cache.dtype, k_scale), slot_mapping)
-    store_rows(v_cache, encode(v, v_cache.dtype, v_scale), slot_mapping)
+    store_rows(bits(k_cache), bits(encode(k, k_cache.dtype, k_scale)), slot_mapping)
+    store_rows(bits(v_cache), bits(encode(v, v_cache.dtype, v_scale)), slot_mapping)
     return k_cache, v_cache
