@@ -188,3 +188,23 @@ def test_bad_input_is_refused_before_anything_runs(op: str, refusal: Refusal) ->
         getattr(hal.ops, op)(*refusal.args, **refusal.kwargs)
     assert str(caught.value).startswith(op)
     assert records == []
+
+
+def sparse() -> Tensor:
+    return torch.eye(4).to_sparse()
+
+
+def nested() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # They are a prototype.
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(4)])
+
+
+@pytest.mark.parametrize(("make", "layout"), [(sparse, "sparse_coo"), (nested, "nested")])
+def test_a_tensor_without_strides_is_refused(make: Any, layout: str) -> None:
+    refusal = pytest.raises(hal.InvalidInput, match=f"must be a dense tensor, not {layout}")
+    for call in hal.ops.silu_and_mul, functools.partial(hal.explain, "silu_and_mul"):
+        with refusal:
+            call(make())
+    with refusal:
+        hal.ops.rms_norm(torch.eye(4), make())
