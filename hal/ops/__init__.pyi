@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hal.ops import activation as activation
 from hal.ops import attention as attention
 from hal.ops import kv_cache as kv_cache
 from hal.ops import norm as norm
+from hal.ops import quant as quant
 from hal.ops import rotary as rotary
 from hal.ops import sampling as sampling
 
@@ -15,6 +17,7 @@ __all__ = [
     "activation",
     "apply_token_bitmask_",
     "attention",
+    "dequantize",
     "fused_add_rms_norm",
     "fused_add_rms_norm_",
     "gelu_and_mul",
@@ -28,6 +31,10 @@ __all__ = [
     "min_p_renorm",
     "norm",
     "paged_attention",
+    "per_tensor_quant",
+    "per_token_group_quant",
+    "per_token_quant",
+    "quant",
     "rms_norm",
     "rotary",
     "rotary_embedding",
@@ -138,8 +145,8 @@ def fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its results,
-    and returns them."""
+    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns what
+    it wrote."""
 
 def gemma_rms_norm(
     x: Tensor,
@@ -167,8 +174,8 @@ def gemma_fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its
-    results, and returns them."""
+    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns
+    what it wrote."""
 
 def layer_norm(
     x: Tensor,
@@ -179,6 +186,44 @@ def layer_norm(
     out: Tensor | None = None,
 ) -> Tensor:
     """Layer norm: ``(x - mean) / sqrt(var + eps) * weight + bias``, in float32 and rounded once."""
+
+def per_token_group_quant(
+    x: Tensor,
+    group_size: int = 128,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quantise each group of a row with a scale of its own: ``q = round(clamp(x / scale))``."""
+
+def per_token_quant(
+    x: Tensor,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quantise each row with a scale of its own: ``q = round(clamp(x / scale))``."""
+
+def per_tensor_quant(
+    x: Tensor,
+    scale: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quantise with one scale: that of all of ``x``, or a given one."""
+
+def dequantize(
+    q: Tensor,
+    scale: Tensor,
+    group_size: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Codes times their scales: what every quantiser of this family has put in, up to rounding."""
 
 def rotary_embedding(
     positions: Tensor,
@@ -202,8 +247,8 @@ def rotary_embedding_(
     is_neox: bool = True,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` with its results, and
-    returns them."""
+    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
+    wrote."""
 
 def softmax(
     logits: Tensor,
