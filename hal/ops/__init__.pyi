@@ -7,9 +7,11 @@ from torch import Tensor
 
 from hal.ops import activation as activation
 from hal.ops import attention as attention
+from hal.ops import int4 as int4
 from hal.ops import kv_cache as kv_cache
 from hal.ops import norm as norm
 from hal.ops import quant as quant
+from hal.ops import quant_fused as quant_fused
 from hal.ops import rotary as rotary
 from hal.ops import sampling as sampling
 
@@ -20,32 +22,39 @@ __all__ = [
     "dequantize",
     "fused_add_rms_norm",
     "fused_add_rms_norm_",
+    "fused_add_rms_norm_quant",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "gemma_fused_add_rms_norm",
     "gemma_fused_add_rms_norm_",
     "gemma_rms_norm",
+    "int4",
     "kv_cache",
     "layer_norm",
     "merge_attention_states",
     "min_p_renorm",
     "norm",
+    "pack_int4",
     "paged_attention",
     "per_tensor_quant",
     "per_token_group_quant",
     "per_token_quant",
     "quant",
+    "quant_fused",
     "rms_norm",
+    "rms_norm_quant",
     "rotary",
     "rotary_embedding",
     "rotary_embedding_",
     "sample",
     "sampling",
     "silu_and_mul",
+    "silu_and_mul_quant",
     "softmax",
     "store_kv_cache_",
     "top_k_renorm",
     "top_p_renorm",
+    "unpack_int4",
     "varlen_attention",
 ]
 
@@ -118,6 +127,12 @@ def merge_attention_states(
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys from the attention over each of two sets of them."""
+
+def pack_int4(x: Tensor, *, offset: int = 8, out: Tensor | None = None) -> Tensor:
+    """Put 4-bit codes into bytes: ``x[2i] + offset`` low, ``x[2i + 1] + offset`` high."""
+
+def unpack_int4(packed: Tensor, *, offset: int = 8, out: Tensor | None = None) -> Tensor:
+    """Take 4-bit codes out of bytes: the low half less ``offset``, then the high half."""
 
 def rms_norm(
     x: Tensor,
@@ -224,6 +239,48 @@ def dequantize(
     out: Tensor | None = None,
 ) -> Tensor:
     """Codes times their scales: what every quantiser of this family has put in, up to rounding."""
+
+def silu_and_mul_quant(
+    x: Tensor,
+    *,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gated SiLU, quantised: ``silu_and_mul`` and then a quantiser, with no rounding in between."""
+
+def rms_norm_quant(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-06,
+    *,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Root mean square norm, quantised: ``rms_norm``, then a quantiser, no rounding between."""
+
+def fused_add_rms_norm_quant(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float = 1e-06,
+    *,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add, norm and quantise: ``rms_norm_quant(s, weight)`` and ``s``, where ``s = x +
+    residual``."""
 
 def rotary_embedding(
     positions: Tensor,
