@@ -119,10 +119,24 @@ def test_the_scale_is_a_quotient_and_not_a_product_with_the_inverse() -> None:
 
 
 def test_codes_are_relative_to_the_scale_that_is_returned() -> None:
-    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).double()
+    # In float64 these are halfway between two codes, but not over the scale before its rounding.
+    halves = torch.arange(0.5, 120, dtype=torch.float64)
+    rounded = torch.tensor(1 / 127).double()
+    x = torch.cat((torch.ones(1), halves * rounded)).double()
     q, scale = per_token_quant(x, dtype=INT8)
-    assert torch.equal(q, (x / scale.double()).round().to(INT8))
-    assert scale.dtype == torch.float32
+    assert scale.double() == rounded
+    assert torch.equal(q[1:].double(), halves.round())
+
+
+def test_a_scale_of_its_own_divides_once() -> None:
+    peak = torch.arange(1.0, 200.0).unsqueeze(-1)
+    step = peak / 127
+    x = torch.cat((peak, step * torch.arange(0.5, 120)), dim=-1)
+    divided, inverted = (x / step).round(), (x * (1 / step)).round()
+    assert not torch.equal(divided, inverted)
+    assert torch.equal(per_token_quant(x, dtype=INT8)[0].float(), divided)
+    q, _ = per_token_group_quant(x[:, :16], 16, dtype=INT8)
+    assert torch.equal(q.float(), divided[:, :16])
 
 
 @codes

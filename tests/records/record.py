@@ -65,8 +65,9 @@ class Codes:
     values: Tensor
 
 
-# How far from the middle between two codes a float32 result may round to the other one: measured,
-# float32 scales and activations move values by at most 2e-4 of the distance between two codes.
+# How far from the middle between two codes a float32 result may round to the other one. Of 309,826
+# codes in the records five do, all within 5e-7. A float32 activation that is off by 1e-6 of itself
+# moves an int8 value by up to 1.3e-4; the rest is room for kernels that multiply with an inverse.
 NEAR_MIDDLE = 1e-3
 
 
