@@ -132,12 +132,12 @@ def test_inplace_equals_functional(op: str, index: int) -> None:
 
 def finite(value: Any) -> Any:
     """Opcheck compares without regard for NaN; what it looks at does not depend on values."""
-    if isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype.itemsize > 1:
-        broken = ~value.isfinite()
-        return (
-            value.masked_fill_(broken, 1) if not shares_memory(value) else value.nan_to_num(1, 1, 1)
-        )
-    return value
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+        return value
+    if value.dtype.itemsize == 1:  # It has no arithmetic of its own.
+        return value if shares_memory(value) else value.copy_(value.float().nan_to_num(1, 1, 1))
+    broken = ~value.isfinite()
+    return value.masked_fill_(broken, 1) if not shares_memory(value) else value.nan_to_num(1, 1, 1)
 
 
 CHECKS = (

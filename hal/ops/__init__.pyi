@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hal.ops import activation as activation
 from hal.ops import attention as attention
+from hal.ops import int4 as int4
 from hal.ops import kv_cache as kv_cache
 from hal.ops import norm as norm
+from hal.ops import quant as quant
+from hal.ops import quant_fused as quant_fused
 from hal.ops import rotary as rotary
 from hal.ops import sampling as sampling
 
@@ -15,30 +19,42 @@ __all__ = [
     "activation",
     "apply_token_bitmask_",
     "attention",
+    "dequantize",
     "fused_add_rms_norm",
     "fused_add_rms_norm_",
+    "fused_add_rms_norm_quant",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "gemma_fused_add_rms_norm",
     "gemma_fused_add_rms_norm_",
     "gemma_rms_norm",
+    "int4",
     "kv_cache",
     "layer_norm",
     "merge_attention_states",
     "min_p_renorm",
     "norm",
+    "pack_int4",
     "paged_attention",
+    "per_tensor_quant",
+    "per_token_group_quant",
+    "per_token_quant",
+    "quant",
+    "quant_fused",
     "rms_norm",
+    "rms_norm_quant",
     "rotary",
     "rotary_embedding",
     "rotary_embedding_",
     "sample",
     "sampling",
     "silu_and_mul",
+    "silu_and_mul_quant",
     "softmax",
     "store_kv_cache_",
     "top_k_renorm",
     "top_p_renorm",
+    "unpack_int4",
     "varlen_attention",
 ]
 
@@ -112,6 +128,12 @@ def merge_attention_states(
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys from the attention over each of two sets of them."""
 
+def pack_int4(x: Tensor, *, offset: int = 8, out: Tensor | None = None) -> Tensor:
+    """Put 4-bit codes into bytes: ``x[2i] + offset`` low, ``x[2i + 1] + offset`` high."""
+
+def unpack_int4(packed: Tensor, *, offset: int = 8, out: Tensor | None = None) -> Tensor:
+    """Take 4-bit codes out of bytes: the low half less ``offset``, then the high half."""
+
 def rms_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -138,8 +160,8 @@ def fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its results,
-    and returns them."""
+    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns what
+    it wrote."""
 
 def gemma_rms_norm(
     x: Tensor,
@@ -167,8 +189,8 @@ def gemma_fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its
-    results, and returns them."""
+    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns
+    what it wrote."""
 
 def layer_norm(
     x: Tensor,
@@ -179,6 +201,86 @@ def layer_norm(
     out: Tensor | None = None,
 ) -> Tensor:
     """Layer norm: ``(x - mean) / sqrt(var + eps) * weight + bias``, in float32 and rounded once."""
+
+def per_token_group_quant(
+    x: Tensor,
+    group_size: int = 128,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quantise each group of a row with a scale of its own: ``q = round(clamp(x / scale))``."""
+
+def per_token_quant(
+    x: Tensor,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quantise each row with a scale of its own: ``q = round(clamp(x / scale))``."""
+
+def per_tensor_quant(
+    x: Tensor,
+    scale: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Quantise with one scale: that of all of ``x``, or a given one."""
+
+def dequantize(
+    q: Tensor,
+    scale: Tensor,
+    group_size: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Codes times their scales: what every quantiser of this family has put in, up to rounding."""
+
+def silu_and_mul_quant(
+    x: Tensor,
+    *,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gated SiLU, quantised: ``silu_and_mul`` and then a quantiser, with no rounding in between."""
+
+def rms_norm_quant(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-06,
+    *,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Root mean square norm, quantised: ``rms_norm``, then a quantiser, no rounding between."""
+
+def fused_add_rms_norm_quant(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float = 1e-06,
+    *,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_layout: str = "row",
+    ue8m0: bool = False,
+    out: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add, norm and quantise: ``rms_norm_quant(s, weight)`` and ``s``, where ``s = x +
+    residual``."""
 
 def rotary_embedding(
     positions: Tensor,
@@ -202,8 +304,8 @@ def rotary_embedding_(
     is_neox: bool = True,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` with its results, and
-    returns them."""
+    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
+    wrote."""
 
 def softmax(
     logits: Tensor,

@@ -7,7 +7,17 @@ from types import ModuleType
 import torch
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
-from hal_native import activation, attention, kv_cache, norm, rotary, sampling
+from hal_native import (
+    activation,
+    attention,
+    int4,
+    kv_cache,
+    norm,
+    quant,
+    quant_fused,
+    rotary,
+    sampling,
+)
 
 backend = Backend(api=1, torch=">=2.7")
 
@@ -54,6 +64,9 @@ for _family, _ops in {
         "layer_norm",
     ),
     rotary: ("rotary_embedding",),
+    quant: ("per_token_group_quant", "per_token_quant", "per_tensor_quant", "dequantize"),
+    quant_fused: ("silu_and_mul_quant", "rms_norm_quant", "fused_add_rms_norm_quant"),
+    int4: ("pack_int4", "unpack_int4"),
     attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
     kv_cache: ("store_kv_cache_",),
     sampling: (
