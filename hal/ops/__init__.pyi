@@ -26,8 +26,12 @@ __all__ = [
     "layer_norm",
     "merge_attention_states",
     "min_p_renorm",
+    "mul_add",
+    "mul_add_",
     "norm",
     "paged_attention",
+    "quick_gelu",
+    "relu_squared",
     "rms_norm",
     "rotary",
     "rotary_embedding",
@@ -37,6 +41,7 @@ __all__ = [
     "silu_and_mul",
     "softmax",
     "store_kv_cache_",
+    "swigluoai_and_mul",
     "top_k_renorm",
     "top_p_renorm",
     "varlen_attention",
@@ -50,6 +55,28 @@ def gelu_and_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 def gelu_tanh_and_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """GELU gate, tanh form: ``gelu_tanh(x[..., :d]) * x[..., d:]``, in float32 and rounded once."""
+
+def swigluoai_and_mul(
+    x: Tensor,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Clamped SwiGLU of gpt-oss: ``(up + 1) * gate * sigmoid(alpha * gate)``, interleaved
+    halves."""
+
+def relu_squared(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Squared ReLU: ``max(x, 0)**2``, computed in float32 and rounded once (arXiv 2109.08668)."""
+
+def quick_gelu(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Sigmoid approximation of GELU: ``x * sigmoid(1.702 * x)``, in float32 and rounded once."""
+
+def mul_add(x: Tensor, y: Tensor, scale: float, *, out: Tensor | None = None) -> Tensor:
+    """``x * scale + y``, computed in float32 and rounded once; ``y`` stays as it is."""
+
+def mul_add_(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """``hal.ops.mul_add`` in place: overwrites ``x`` and returns what it wrote."""
 
 def store_kv_cache_(
     k: Tensor,
@@ -138,8 +165,8 @@ def fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its results,
-    and returns them."""
+    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns what
+    it wrote."""
 
 def gemma_rms_norm(
     x: Tensor,
@@ -167,8 +194,8 @@ def gemma_fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its
-    results, and returns them."""
+    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns
+    what it wrote."""
 
 def layer_norm(
     x: Tensor,
@@ -202,8 +229,8 @@ def rotary_embedding_(
     is_neox: bool = True,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` with its results, and
-    returns them."""
+    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
+    wrote."""
 
 def softmax(
     logits: Tensor,

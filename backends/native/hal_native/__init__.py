@@ -45,7 +45,15 @@ def _offer(op: str, family: ModuleType) -> object:
 
 
 for _family, _ops in {
-    activation: ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"),
+    activation: (
+        "silu_and_mul",
+        "gelu_and_mul",
+        "gelu_tanh_and_mul",
+        "swigluoai_and_mul",
+        "relu_squared",
+        "quick_gelu",
+        "mul_add",
+    ),
     norm: (
         "rms_norm",
         "fused_add_rms_norm",
