@@ -7,6 +7,7 @@ from torch import Tensor
 from hal.ops import activation as activation
 from hal.ops import attention as attention
 from hal.ops import kv_cache as kv_cache
+from hal.ops import moe as moe
 from hal.ops import norm as norm
 from hal.ops import rotary as rotary
 from hal.ops import sampling as sampling
@@ -22,10 +23,14 @@ __all__ = [
     "gemma_fused_add_rms_norm",
     "gemma_fused_add_rms_norm_",
     "gemma_rms_norm",
+    "grouped_topk",
     "kv_cache",
     "layer_norm",
     "merge_attention_states",
     "min_p_renorm",
+    "moe",
+    "moe_align_block_size",
+    "moe_sum",
     "mul_add",
     "mul_add_",
     "norm",
@@ -44,6 +49,8 @@ __all__ = [
     "swigluoai_and_mul",
     "top_k_renorm",
     "top_p_renorm",
+    "topk_sigmoid",
+    "topk_softmax",
     "varlen_attention",
 ]
 
@@ -138,6 +145,58 @@ def merge_attention_states(
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys from the attention over each of two sets of them."""
+
+def topk_softmax(
+    gating: Tensor,
+    k: int,
+    *,
+    renormalize: bool = False,
+    correction_bias: Tensor | None = None,
+    softcap: float = 0.0,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` most probable experts of each token: ``softmax(cap(gating) + bias)``, in
+    float32."""
+
+def topk_sigmoid(
+    gating: Tensor,
+    k: int,
+    *,
+    renormalize: bool = False,
+    correction_bias: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` best experts of each token by ``s + bias``, weighted by ``s = sigmoid(gating)``."""
+
+def grouped_topk(
+    gating: Tensor,
+    k: int,
+    *,
+    num_groups: int,
+    topk_groups: int,
+    scoring: str = "softmax",
+    correction_bias: Tensor | None = None,
+    renormalize: bool = True,
+    num_fused_shared_experts: int = 0,
+    routed_scaling_factor: float = 1.0,
+    scale_on_output: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The best experts of each token from its best groups, as DeepSeek routes (arXiv
+    2412.19437)."""
+
+def moe_align_block_size(
+    topk_ids: Tensor,
+    num_experts: int,
+    block_size: int,
+    *,
+    out: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the routed pairs by expert into blocks of one expert each, for a grouped product."""
+
+def moe_sum(x: Tensor, *, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """The sum over the experts of each token, ``x.sum(-2) * scale``, in float32 and rounded
+    once."""
 
 def rms_norm(
     x: Tensor,

@@ -89,7 +89,7 @@ def swigluoai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Te
 
     Example:
         >>> hal.ops.swigluoai_and_mul(torch.tensor([[1.0, 2.0, 9.0, -9.0]]))
-        tensor([[  2.5372, -41.9997]])
+        tensor([[  2.5374, -41.9997]])
     """
     check(-math.inf < alpha < math.inf, "alpha must be finite", alpha=alpha)
     check(limit > 0, "limit must be above 0", limit=limit)

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
-from hal_native import activation, attention, kv_cache, norm, rotary, sampling
+from hal_native import activation, attention, kv_cache, moe, norm, rotary, sampling
 
 backend = Backend(api=1, torch=">=2.7")
 
@@ -62,6 +62,7 @@ for _family, _ops in {
         "layer_norm",
     ),
     rotary: ("rotary_embedding",),
+    moe: ("topk_softmax", "topk_sigmoid", "grouped_topk", "moe_align_block_size", "moe_sum"),
     attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
     kv_cache: ("store_kv_cache_",),
     sampling: (
