@@ -72,25 +72,24 @@ def grouped_topk(
 def moe_align_block_size(
     topk_ids: Tensor, num_experts: int, block_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ids = topk_ids.flatten()
-    pairs, device = ids.numel(), ids.device
-    expert, order = ids.where((ids >= 0) & (ids < num_experts), num_experts).sort(stable=True)
-    # Where the pairs of each expert start in that order, and at the end of the last.
-    starts = torch.searchsorted(expert, torch.arange(num_experts + 1, device=device).to(ids.dtype))
+    pairs, device = topk_ids.numel(), topk_ids.device
+    ids, order = topk_ids.flatten().sort(stable=True)
+    # Where each expert starts in that order, and where the last ends; other ids are outside.
+    experts = torch.arange(num_experts + 1, device=device)
+    starts = torch.searchsorted(ids, experts.to(ids.dtype))
     blocks_of = (starts.diff() + block_size - 1) // block_size
     ends = blocks_of.cumsum(0)
 
     reached = min(pairs, num_experts)
     block = torch.arange(reached + (pairs - reached) // block_size, device=device)
     owner = torch.searchsorted(ends, block, right=True)  # num_experts past the last block used
-    owned = owner < num_experts
     of = owner.clamp(max=num_experts - 1)
     first = starts[of] + (block - (ends - blocks_of)[of]) * block_size
     place = first.unsqueeze(-1) + torch.arange(block_size, device=device)
-    filled = owned.unsqueeze(-1) & (place < starts[of + 1].unsqueeze(-1))
+    filled = place < starts[of + 1].unsqueeze(-1)
     sorted_ids = order[place.clamp(max=pairs - 1)].where(filled, pairs).flatten()
-    used = ends[-1:] * block_size
-    return sorted_ids.int(), owner.where(owned, -1).int(), used.int()
+    owner = owner.where(owner < num_experts, -1)
+    return sorted_ids.int(), owner.int(), (ends[-1:] * block_size).int()
 
 
 def moe_sum(x: Tensor, *, scale: float = 1.0) -> Tensor:
