@@ -1,10 +1,10 @@
-"""Gated activations in plain torch."""
+"""Activations, gated and plain, in plain torch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import gelu, relu, silu
 
 from hal_native.arithmetic import wide
 
@@ -25,3 +25,22 @@ def gelu_and_mul(x: Tensor) -> Tensor:
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     gate, up = wide(x).chunk(2, dim=-1)
     return (gelu(gate, approximate="tanh") * up).to(x.dtype).contiguous()
+
+
+def swigluoai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    gate = wide(x[..., 0::2]).clamp(max=limit)
+    up = wide(x[..., 1::2]).clamp(-limit, limit)
+    return ((up + 1) * gate * (alpha * gate).sigmoid()).to(x.dtype).contiguous()
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    return relu(wide(x)).square().to(x.dtype).contiguous()
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    w = wide(x)
+    return (w * (1.702 * w).sigmoid()).to(x.dtype).contiguous()
+
+
+def mul_add(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return (wide(x) * scale + wide(y)).to(x.dtype).contiguous()
