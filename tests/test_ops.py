@@ -137,6 +137,10 @@ def finite(value: Any) -> Any:
         return (
             value.masked_fill_(broken, 1) if not shares_memory(value) else value.nan_to_num(1, 1, 1)
         )
+    if isinstance(value, Tensor) and value.dtype.is_floating_point:
+        # Neither ``isfinite`` nor ``masked_fill_`` knows 8 bits.
+        broken = ~value.float().isfinite()
+        return value.where(~broken, torch.ones_like(value)) if broken.any() else value
     return value
 
 

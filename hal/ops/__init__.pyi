@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hal.ops import activation as activation
 from hal.ops import attention as attention
 from hal.ops import kv_cache as kv_cache
+from hal.ops import matmul as matmul
 from hal.ops import norm as norm
 from hal.ops import rotary as rotary
 from hal.ops import sampling as sampling
@@ -15,6 +17,7 @@ __all__ = [
     "activation",
     "apply_token_bitmask_",
     "attention",
+    "block_scaled_mm",
     "fused_add_rms_norm",
     "fused_add_rms_norm_",
     "gelu_and_mul",
@@ -24,6 +27,7 @@ __all__ = [
     "gemma_rms_norm",
     "kv_cache",
     "layer_norm",
+    "matmul",
     "merge_attention_states",
     "min_p_renorm",
     "norm",
@@ -34,12 +38,14 @@ __all__ = [
     "rotary_embedding_",
     "sample",
     "sampling",
+    "scaled_mm",
     "silu_and_mul",
     "softmax",
     "store_kv_cache_",
     "top_k_renorm",
     "top_p_renorm",
     "varlen_attention",
+    "w4a16_mm",
 ]
 
 def silu_and_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -112,6 +118,42 @@ def merge_attention_states(
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys from the attention over each of two sets of them."""
 
+def scaled_mm(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    *,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A product of 8-bit matrices: ``(a @ b.T) * a_scale * b_scale + bias``."""
+
+def block_scaled_mm(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    *,
+    block: Sequence[int] = (128, 128),
+    out_dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``a @ b.T`` of 8-bit floats with a scale for each block: DeepSeek-V3's product,
+    2412.19437."""
+
+def w4a16_mm(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    *,
+    group_size: int,
+    zeros: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``x @ w.T`` with weights of 4 bits: ``w = (q - zero) * scale``, for groups of columns."""
+
 def rms_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -138,8 +180,8 @@ def fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its results,
-    and returns them."""
+    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns what
+    it wrote."""
 
 def gemma_rms_norm(
     x: Tensor,
@@ -167,8 +209,8 @@ def gemma_fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its
-    results, and returns them."""
+    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns
+    what it wrote."""
 
 def layer_norm(
     x: Tensor,
@@ -202,8 +244,8 @@ def rotary_embedding_(
     is_neox: bool = True,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` with its results, and
-    returns them."""
+    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
+    wrote."""
 
 def softmax(
     logits: Tensor,
