@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hal.ops import activation as activation
 from hal.ops import attention as attention
+from hal.ops import experts as experts
+from hal.ops import gemv as gemv
 from hal.ops import kv_cache as kv_cache
 from hal.ops import matmul as matmul
 from hal.ops import norm as norm
@@ -18,13 +20,18 @@ __all__ = [
     "apply_token_bitmask_",
     "attention",
     "block_scaled_mm",
+    "experts",
     "fused_add_rms_norm",
     "fused_add_rms_norm_",
+    "fused_experts",
+    "fused_gemv",
+    "fused_moe_gemv",
     "gelu_and_mul",
     "gelu_tanh_and_mul",
     "gemma_fused_add_rms_norm",
     "gemma_fused_add_rms_norm_",
     "gemma_rms_norm",
+    "gemv",
     "kv_cache",
     "layer_norm",
     "matmul",
@@ -153,6 +160,46 @@ def w4a16_mm(
     out: Tensor | None = None,
 ) -> Tensor:
     """``x @ w.T`` with weights of 4 bits: ``w = (q - zero) * scale``, for groups of columns."""
+
+def fused_experts(
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    w13_scale: Tensor | None = None,
+    w2_scale: Tensor | None = None,
+    activation: str = "silu",
+    out: Tensor | None = None,
+) -> Tensor:
+    """The experts of a mixture: gated MLPs of the chosen ones, summed by weight."""
+
+def fused_gemv(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    x_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    activation: str | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-06,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``x @ weight.T``, and then SwiGLU or an RMS norm of the product, for a few rows."""
+
+def fused_moe_gemv(
+    x: Tensor,
+    weight: Tensor,
+    topk_weights: Tensor | None,
+    topk_ids: Tensor,
+    *,
+    x_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    activation: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``fused_gemv`` with the weights of the experts that each token has chosen."""
 
 def rms_norm(
     x: Tensor,

@@ -7,7 +7,17 @@ from types import ModuleType
 import torch
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
-from hal_native import activation, attention, kv_cache, matmul, norm, rotary, sampling
+from hal_native import (
+    activation,
+    attention,
+    experts,
+    gemv,
+    kv_cache,
+    matmul,
+    norm,
+    rotary,
+    sampling,
+)
 
 backend = Backend(api=1, torch=">=2.7")
 
@@ -56,6 +66,8 @@ for _family, _ops in {
     rotary: ("rotary_embedding",),
     attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
     kv_cache: ("store_kv_cache_",),
+    experts: ("fused_experts",),
+    gemv: ("fused_gemv", "fused_moe_gemv"),
     matmul: ("scaled_mm", "block_scaled_mm", "w4a16_mm"),
     sampling: (
         "softmax",
