@@ -26,6 +26,8 @@ __all__ = [
     "layer_norm",
     "merge_attention_states",
     "min_p_renorm",
+    "multimodal_rotary_embedding",
+    "multimodal_rotary_embedding_",
     "norm",
     "paged_attention",
     "rms_norm",
@@ -138,8 +140,8 @@ def fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its results,
-    and returns them."""
+    """``hal.ops.fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns what
+    it wrote."""
 
 def gemma_rms_norm(
     x: Tensor,
@@ -167,8 +169,8 @@ def gemma_fused_add_rms_norm_(
     weight: Tensor,
     eps: float = 1e-06,
 ) -> tuple[Tensor, Tensor]:
-    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` with its
-    results, and returns them."""
+    """``hal.ops.gemma_fused_add_rms_norm`` in place: overwrites ``x`` and ``residual`` and returns
+    what it wrote."""
 
 def layer_norm(
     x: Tensor,
@@ -202,8 +204,32 @@ def rotary_embedding_(
     is_neox: bool = True,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` with its results, and
-    returns them."""
+    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
+    wrote."""
+
+def multimodal_rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    sections: Sequence[int],
+    *,
+    is_neox: bool = True,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``rotary_embedding`` by three positions a token: of its frame, its row and its column."""
+
+def multimodal_rotary_embedding_(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    sections: Sequence[int],
+    *,
+    is_neox: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """``hal.ops.multimodal_rotary_embedding`` in place: overwrites ``query`` and ``key`` and
+    returns what it wrote."""
 
 def softmax(
     logits: Tensor,

@@ -53,7 +53,7 @@ for _family, _ops in {
         "gemma_fused_add_rms_norm",
         "layer_norm",
     ),
-    rotary: ("rotary_embedding",),
+    rotary: ("rotary_embedding", "multimodal_rotary_embedding"),
     attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
     kv_cache: ("store_kv_cache_",),
     sampling: (
