@@ -30,6 +30,8 @@ __all__ = [
     "multimodal_rotary_embedding_",
     "norm",
     "paged_attention",
+    "qk_norm_rope",
+    "qk_norm_rope_",
     "rms_norm",
     "rotary",
     "rotary_embedding",
@@ -114,6 +116,55 @@ def merge_attention_states(
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys from the attention over each of two sets of them."""
 
+def rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    *,
+    is_neox: bool = True,
+    offsets: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Rotate pairs: ``(a, b) -> (a * cos - b * sin, b * cos + a * sin)``, in float32, rounded
+    once."""
+
+def rotary_embedding_(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    *,
+    is_neox: bool = True,
+    offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
+    wrote."""
+
+def multimodal_rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    sections: Sequence[int],
+    *,
+    is_neox: bool = True,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``rotary_embedding`` by three positions a token: of its frame, its row and its column."""
+
+def multimodal_rotary_embedding_(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    sections: Sequence[int],
+    *,
+    is_neox: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """``hal.ops.multimodal_rotary_embedding`` in place: overwrites ``query`` and ``key`` and
+    returns what it wrote."""
+
 def rms_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -182,54 +233,34 @@ def layer_norm(
 ) -> Tensor:
     """Layer norm: ``(x - mean) / sqrt(var + eps) * weight + bias``, in float32 and rounded once."""
 
-def rotary_embedding(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor | None,
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
     cos_sin_cache: Tensor,
+    positions: Tensor,
+    num_q_heads: int,
+    num_kv_heads: int,
     *,
-    is_neox: bool = True,
-    offsets: Tensor | None = None,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Rotate pairs: ``(a, b) -> (a * cos - b * sin, b * cos + a * sin)``, in float32, rounded
-    once."""
+    eps: float,
+    is_neox: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``rms_norm`` of every head of packed queries and keys, then ``rotary_embedding`` of it."""
 
-def rotary_embedding_(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor | None,
+def qk_norm_rope_(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
     cos_sin_cache: Tensor,
-    *,
-    is_neox: bool = True,
-    offsets: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.rotary_embedding`` in place: overwrites ``query`` and ``key`` and returns what it
-    wrote."""
-
-def multimodal_rotary_embedding(
     positions: Tensor,
-    query: Tensor,
-    key: Tensor | None,
-    cos_sin_cache: Tensor,
-    sections: Sequence[int],
+    num_q_heads: int,
+    num_kv_heads: int,
     *,
-    is_neox: bool = True,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """``rotary_embedding`` by three positions a token: of its frame, its row and its column."""
-
-def multimodal_rotary_embedding_(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor | None,
-    cos_sin_cache: Tensor,
-    sections: Sequence[int],
-    *,
-    is_neox: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """``hal.ops.multimodal_rotary_embedding`` in place: overwrites ``query`` and ``key`` and
-    returns what it wrote."""
+    eps: float,
+    is_neox: bool,
+) -> Tensor:
+    """``hal.ops.qk_norm_rope`` in place: overwrites ``qkv`` and returns what it wrote."""
 
 def softmax(
     logits: Tensor,

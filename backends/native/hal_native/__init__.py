@@ -52,6 +52,7 @@ for _family, _ops in {
         "gemma_rms_norm",
         "gemma_fused_add_rms_norm",
         "layer_norm",
+        "qk_norm_rope",
     ),
     rotary: ("rotary_embedding", "multimodal_rotary_embedding"),
     attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
