@@ -7,6 +7,7 @@ from torch import Tensor
 from hal.ops import activation as activation
 from hal.ops import attention as attention
 from hal.ops import kv_cache as kv_cache
+from hal.ops import mla as mla
 from hal.ops import norm as norm
 from hal.ops import rotary as rotary
 from hal.ops import sampling as sampling
@@ -26,6 +27,8 @@ __all__ = [
     "layer_norm",
     "merge_attention_states",
     "min_p_renorm",
+    "mla",
+    "mla_decode",
     "multimodal_rotary_embedding",
     "multimodal_rotary_embedding_",
     "norm",
@@ -115,6 +118,18 @@ def merge_attention_states(
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over all keys from the attention over each of two sets of them."""
+
+def mla_decode(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    *,
+    scale: float,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of one query a sequence to paged latents, which are keys and values at once."""
 
 def rotary_embedding(
     positions: Tensor,

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
-from hal_native import activation, attention, kv_cache, norm, rotary, sampling
+from hal_native import activation, attention, kv_cache, mla, norm, rotary, sampling
 
 backend = Backend(api=1, torch=">=2.7")
 
@@ -56,6 +56,7 @@ for _family, _ops in {
     ),
     rotary: ("rotary_embedding", "multimodal_rotary_embedding"),
     attention: ("varlen_attention", "paged_attention", "merge_attention_states"),
+    mla: ("mla_decode",),
     kv_cache: ("store_kv_cache_",),
     sampling: (
         "softmax",
