@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hal_native.rotary import rotary_embedding
+from hal_native.rotary import multimodal_rotary_embedding, rotary_embedding
 from records.rotary import cache
 
 LAWS = settings(max_examples=100, deadline=None, derandomize=True)
@@ -227,3 +227,103 @@ def test_offsets_and_positions_add(is_neox: bool, case: tuple[Tensor, Tensor], s
         args = positions.to(ints), x, None, table
         out, _ = rotary_embedding(*args, is_neox=is_neox, offsets=offsets.int())
         assert torch.equal(out, expected)
+
+
+def quarter_turns(*axes: int) -> Tensor:
+    """Positions [3, 1] that turn the pairs of these axes by a quarter, from ``TURNS``."""
+    return torch.tensor([[int(axis in axes)] for axis in range(3)])
+
+
+# Row 0 turns nothing, row 1 every one of four pairs by a quarter.
+TURNS = torch.tensor([[1.0] * 4 + [0.0] * 4, [0.0] * 4 + [1.0] * 4])
+
+
+def turned(out: Tensor) -> list[bool]:
+    """Which of four pairs (1, 1), half a width apart, became (-1, 1)."""
+    return (out[0, 0, :4] == -1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sections", "axes"),
+    [
+        ((1, 1, 2), [0, 1, 2, 2]),
+        ((2, 2, 0), [0, 0, 1, 1]),
+        ((1, 1, 1, 1), [0, 1, 2, 0]),
+        ((0, 1, 2, 0, 1), [1, 2, 2, 1]),
+        ((4,), [0, 0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_section_s_turns_by_position_s_modulo_3(
+    sections: tuple[int, ...], axes: list[int], axis: int
+) -> None:
+    x = torch.ones(1, 1, 8)
+    out, _ = multimodal_rotary_embedding(quarter_turns(axis), x, None, TURNS, sections)
+    assert turned(out) == [each == axis for each in axes]
+
+
+def test_sections_count_pairs_in_either_layout() -> None:
+    x = torch.ones(1, 1, 8)
+    args = quarter_turns(1), x, None, TURNS, (1, 2, 1)
+    out, _ = multimodal_rotary_embedding(*args, is_neox=False)
+    assert out.flatten().tolist() == [1, 1, -1, 1, -1, 1, 1, 1]
+    assert turned(multimodal_rotary_embedding(*args)[0]) == [False, True, True, False]
+
+
+def test_cosine_and_sine_of_a_pair_are_of_one_position() -> None:
+    # Sections over the width of the cache, not of its half, would take the sines from other axes.
+    table = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.6, 0.6, 0.8, 0.8]])
+    positions = torch.tensor([[1], [0], [0]])
+    out, _ = multimodal_rotary_embedding(positions, torch.ones(1, 1, 4), None, table, (1, 1, 0))
+    expected = torch.tensor([0.6 - 0.8, 1.0, 0.6 + 0.8, 1.0])
+    assert torch.allclose(out.flatten(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("outside", [-1, 64])
+def test_any_position_outside_the_cache_raises_on_a_cpu(outside: int) -> None:
+    positions = torch.tensor([[0], [0], [outside]])
+    with pytest.raises(IndexError):
+        multimodal_rotary_embedding(positions, torch.ones(1, 1, 8), None, cache(8), (2, 2, 0))
+
+
+@st.composite
+def cut(draw: st.DrawFn, pairs: int) -> tuple[int, ...]:
+    """Sections of so many pairs."""
+    bounds = sorted(draw(st.lists(st.integers(0, pairs), max_size=5)))
+    return tuple(b - a for a, b in zip([0, *bounds], [*bounds, pairs], strict=True))
+
+
+@both_layouts
+@LAWS
+@given(case=heads(), data=st.data())
+def test_for_text_it_is_the_embedding_of_one_position(
+    is_neox: bool, case: tuple[Tensor, Tensor], data: st.DataObject
+) -> None:
+    x, pairs = case[0].float(), case[1].shape[-1]
+    sections, table = data.draw(cut(pairs)), cache(2 * pairs)
+    positions = torch.arange(len(x)) + 7
+    args = x, x[:, :1].bfloat16(), table
+    expected = rotary_embedding(positions, *args, is_neox=is_neox)
+    three = positions.expand(3, len(x))
+    out = multimodal_rotary_embedding(three, *args, sections, is_neox=is_neox)
+    assert all(torch.equal(got, want) for got, want in zip(out, expected, strict=True))
+
+
+@both_layouts
+@LAWS
+@given(case=heads(), data=st.data(), seed=st.integers(0, 2**32))
+def test_it_is_one_embedding_for_each_section(
+    is_neox: bool, case: tuple[Tensor, Tensor], data: st.DataObject, seed: int
+) -> None:
+    # Turning section after section, the others by an angle of 0, ends at the same heads.
+    x, pairs = case[0], case[1].shape[-1]
+    sections, table = data.draw(cut(pairs)), cache(2 * pairs, torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randint(64, (3, len(x)), generator=generator)
+    out, _ = multimodal_rotary_embedding(positions, x, None, table, sections, is_neox=is_neox)
+    first = 0
+    for s, size in enumerate(sections):
+        angles = torch.atan2(table[:, pairs:], table[:, :pairs])[positions[s % 3]]
+        here = (torch.arange(pairs) >= first) & (torch.arange(pairs) < first + size)
+        x, first = rotate(x, angles * here, is_neox), first + size
+    assert torch.allclose(out, x, rtol=0, atol=1e-12)

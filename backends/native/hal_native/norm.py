@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hal_native.arithmetic import wide
+from hal_native.rotary import rotary_embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,3 +52,24 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     normed = _over_root(centred, eps)
     scaled = normed if weight is None else normed * wide(weight)
     return _rounded(scaled if bias is None else scaled + wide(bias), x.dtype)
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos_sin_cache: Tensor,
+    positions: Tensor,
+    num_q_heads: int,
+    num_kv_heads: int,
+    *,
+    eps: float,
+    is_neox: bool,
+) -> Tensor:
+    heads = qkv.unflatten(-1, (num_q_heads + 2 * num_kv_heads, q_weight.shape[0]))
+    q, k, v = heads.split((num_q_heads, num_kv_heads, num_kv_heads), dim=1)
+    normed = rms_norm(wide(q), q_weight, eps), rms_norm(wide(k), k_weight, eps)
+    turned, _ = rotary_embedding(
+        positions, torch.cat(normed, dim=1), None, cos_sin_cache, is_neox=is_neox
+    )
+    return torch.cat((turned.to(v.dtype), v), dim=1).flatten(1)
