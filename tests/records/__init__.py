@@ -5,9 +5,15 @@ from __future__ import annotations
 from records import (
     activation,
     attention,
+    experts,
+    gemv,
     int4,
     kv_cache,
+    matmul,
+    mla,
+    moe,
     norm,
+    qk_norm,
     quant,
     quant_fused,
     rotary,
@@ -17,13 +23,19 @@ from records.record import Record, Refusal, Sample, assert_close
 
 FAMILIES = (
     activation,
+    attention,
+    experts,
+    gemv,
+    int4,
+    kv_cache,
+    matmul,
+    mla,
+    moe,
     norm,
+    qk_norm,
     quant,
     quant_fused,
-    int4,
     rotary,
-    attention,
-    kv_cache,
     sampling,
 )
 RECORDS: dict[str, Record] = {record.op: record for family in FAMILIES for record in family.RECORDS}
