@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
 from torch._C._dynamo.eval_frame import (  # pyright: ignore
-    _FrameAction,
-    _FrameExecStrategy,
+    _FrameAction,  # pyright: ignore[reportPrivateUsage]
+    _FrameExecStrategy,  # pyright: ignore[reportPrivateUsage]
     set_code_exec_strategy,
 )
 from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
