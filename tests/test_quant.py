@@ -221,7 +221,7 @@ def test_a_packed_scale_that_is_not_finite_is_the_nan_of_its_format(value: float
     assert scale.tolist() == [[255]]
     assert dequantize(q, scale, 16).isnan().all()
     words = torch.tensor([[-1]], dtype=torch.int32)
-    assert dequantize(torch.zeros(1, 64, dtype=INT8), words, 16).isnan().all()
+    assert dequantize(torch.ones(1, 64, dtype=INT8), words, 16).isnan().all()
 
 
 def test_a_product_is_rounded_once() -> None:
