@@ -25,7 +25,8 @@ X, ROW = torch.randn(2, 4), torch.ones(4)
 
 
 def odd_rows(first: Tensor, *_: Any, **__: Any) -> str | None:
-    return None if first.shape[0] % 2 else "takes an odd number of rows"
+    # A tensor without dimensions is one row.
+    return None if first.shape[:1].numel() % 2 else "takes an odd number of rows"
 
 
 def strided(first: Tensor, *_: Any, **__: Any) -> str | None:
