@@ -8,19 +8,19 @@ from typing import Any
 
 import attrs
 import torch
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 
 from hal.errors import BackendError
 
-__all__ = ["Repair", "registrations", "repair", "torch_range", "torch_version", "unchanged"]
+__all__ = ["Repair", "fits_torch", "registrations", "repair", "torch_range", "unchanged"]
 
 
 def torch_range(_: object, __: object, text: str) -> None:
     """Require ``text`` to be a range of versions, as in a requirement."""
+    from packaging.specifiers import SpecifierSet  # Slow, and needed by no import of hal.
+
     SpecifierSet(text)
 
 
@@ -45,9 +45,13 @@ class Repair:
     apply: Callable[[], None] = attrs.field(validator=attrs.validators.is_callable())
 
 
-def torch_version() -> Version:
-    """The installed torch without its local part (``+cu130``), which no range should name."""
-    return Version(Version(torch.__version__).public)
+def fits_torch(text: str) -> bool:
+    """Whether the installed torch is in a range; its local part (``+cu130``) does not count."""
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
+
+    public = Version(torch.__version__).public
+    return SpecifierSet(text, prereleases=True).contains(Version(public))
 
 
 def repair(wanted: Repair) -> str:
@@ -56,7 +60,7 @@ def repair(wanted: Repair) -> str:
     Raises:
         BackendError: The fault is still there.
     """
-    if not SpecifierSet(wanted.torch, prereleases=True).contains(torch_version()):
+    if not fits_torch(wanted.torch):
         return f"not applied: for torch {wanted.torch}"
     if not wanted.needed():
         return "not needed: the fault is not there"
@@ -159,6 +163,8 @@ def registrations() -> Generator[list[str], None, None]:
         A list that names them, after the block.
     """
     taken: list[str] = []
+    # They are made at first use; what takes one over comes after.
+    hasattr(torch.ops.hal, "operators")
     implemented = torch.library._impls  # pyright: ignore[reportPrivateUsage]
     defined = torch.library._defs  # pyright: ignore[reportPrivateUsage]
     keys, names = set(implemented), set(defined)

@@ -10,8 +10,6 @@ import warnings
 from typing import Any
 
 import attrs
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from hal.hookspecs import Backend, Hook
 from hal.op import OPS
@@ -75,7 +73,7 @@ class Plugin:
     @property
     def ours(self) -> bool:
         """Whether hal ships it."""
-        return canonicalize_name(self.distribution) == DISTRIBUTION
+        return _canonical(self.distribution) == DISTRIBUTION
 
     def info(self) -> BackendInfo:
         """The public record."""
@@ -84,8 +82,8 @@ class Plugin:
 
     def listed(self, words: frozenset[str]) -> bool:
         """Whether a setting names it, as a backend or as a distribution however spelt."""
-        spelt = {canonicalize_name(word) for word in words}
-        return self.name in words or canonicalize_name(self.distribution) in spelt
+        spelt = {_canonical(word) for word in words}
+        return self.name in words or _canonical(self.distribution) in spelt
 
     def denied(self, op: str) -> bool:
         """Whether HAL_DISABLE takes this op from it, in whichever form."""
@@ -116,6 +114,11 @@ def discovered() -> list[Plugin]:
             plugin.refuse(*refusal)
     _warn_of_unknown_words(found)
     return found
+
+
+def _canonical(name: str) -> str:
+    """The name of a distribution in the one spelling that counts (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _identity(dist: importlib.metadata.Distribution | None) -> tuple[str, str]:
@@ -175,6 +178,8 @@ def _misnamed(plugin: Plugin, namesakes: list[Plugin]) -> str | None:
 
 def _unmet_requirement(plugin: Plugin) -> str | None:
     """Whether the distribution asks for another version of hal."""
+    from packaging.requirements import Requirement  # Slow, and needed by no import of hal.
+
     try:
         requirements = (plugin.entry.dist.requires if plugin.entry.dist else None) or ()
     except (OSError, ValueError) as error:
@@ -185,7 +190,7 @@ def _unmet_requirement(plugin: Plugin) -> str | None:
             applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
         except ValueError:  # What packaging raises for a requirement or a marker derives from it.
             return f"its metadata has an invalid requirement: {text}"
-        if not applies or canonicalize_name(wanted.name) != DISTRIBUTION:
+        if not applies or _canonical(wanted.name) != DISTRIBUTION:
             continue
         if not wanted.specifier.contains(__version__, prereleases=True):
             return f"it requires {text}; this is {DISTRIBUTION} {__version__}"

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+from torch._ops import _OpNamespace  # pyright: ignore[reportPrivateUsage]
 
 from hal import ops
 from hal.dispatch import blame, call, call_below
 from hal.form import Form, forms
 from hal.library import register
 from hal.op import OPS, Parameter
+from hal.plugins import lock
 from hal.policy import active
 
 __all__ = ["FORMS", "install"]
@@ -149,10 +151,44 @@ FORMS: dict[str, Form] = {form.name: form for op in OPS.values() for form in for
 """Every form of every op by its name in ``hal.ops``."""
 
 
+_made = False
+
+
+def _make() -> None:
+    """Register every form with torch and put its function into ``hal.ops``, once."""
+    global _made
+    with lock:
+        if _made:  # Or in the making, by this very thread.
+            return
+        _made = True
+        for form in FORMS.values():
+            form.below = _function(form, "recent_below", _BELOW)
+            register(form)
+            setattr(ops, form.name, _function(form, "recent", {}))
+
+
+class _Namespace(_OpNamespace):
+    """``torch.ops.hal``: at its first use the operators are made."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            _make()
+        return super().__getattr__(name)
+
+
+def _attribute(name: str) -> Any:
+    """What ``hal.ops`` does not have yet."""
+    if name in FORMS:
+        _make()
+        return vars(ops)[name]
+    raise AttributeError(f"module {ops.__name__!r} has no attribute {name!r}")
+
+
 def install() -> None:
-    """Register every form with torch and put its function into ``hal.ops``."""
-    for form in FORMS.values():
-        form.below = _function(form, "recent_below", _BELOW)
-        register(form)
-        setattr(ops, form.name, _function(form, "recent", {}))
-        ops.__all__.append(form.name)
+    """Let the first use of ``hal.ops`` or ``torch.ops.hal`` make the operators.
+
+    That takes longer than all else that importing hal does.
+    """
+    ops.__all__ += FORMS
+    ops.__getattr__ = _attribute  # pyright: ignore[reportAttributeAccessIssue]
+    torch.ops.hal = _Namespace("hal")  # pyright: ignore[reportAttributeAccessIssue]

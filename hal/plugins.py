@@ -12,9 +12,8 @@ from typing import Any, TypeGuard, TypeVar
 
 import attrs
 import torch
-from packaging.specifiers import SpecifierSet
 
-from hal.compat import Repair, registrations, repair, torch_version, unchanged
+from hal.compat import Repair, fits_torch, registrations, repair, unchanged
 from hal.discovery import DISTRIBUTION, REFERENCE, BackendInfo, Plugin, State, discovered
 from hal.errors import BackendError
 from hal.hookspecs import API, Backend, implemented
@@ -29,6 +28,7 @@ __all__ = [
     "State",
     "cause",
     "is_a",
+    "lock",
     "registry",
     "shown",
 ]
@@ -102,17 +102,15 @@ def _admit(plugin: Plugin) -> str | None:
         return f"{plugin.entry.value} has no hal.Backend named 'backend'"
     if backend.api != API:
         return f"written for plugin API {backend.api}; this hal has {API}"
-    if not SpecifierSet(backend.torch, prereleases=True).contains(torch_version()):
+    if not fits_torch(backend.torch):
         return f"supports torch {backend.torch}; this is {torch.__version__}"
     plugin.backend, plugin.hooks = backend, implemented(plugin.name, module)
     return None
 
 
 # Held while backends are loaded or asked, and across a fork, so that a child finds no half of it.
-_lock = threading.RLock()
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-)
+lock = threading.RLock()
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 
 class Registry:
@@ -120,7 +118,7 @@ class Registry:
 
     def __init__(self) -> None:
         """Discover from metadata; nothing is imported."""
-        self.lock = _lock
+        self.lock = lock
         self.plugins = discovered()
         self._open: list[tuple[object, ...]] = []
         self._told = False
@@ -245,7 +243,7 @@ def registry() -> Registry:
     """The one registry, made at first use."""
     global _registry
     if _registry is None:
-        with _lock:
+        with lock:
             if _registry is None:
                 _registry = Registry()
     return _registry

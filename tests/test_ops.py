@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import warnings
 from typing import Any
 
@@ -31,6 +32,21 @@ def cases() -> list[Any]:
         for op in RECORDS
         for i, sample in enumerate(samples(op))
     ]
+
+
+# Families whose forms and registrations are tried on every third sample, unless all are asked for:
+# numerics, which depend on values, are tried on each.
+THINNED = {"experts", "gemv", "int4", "matmul", "mla", "moe", "quant", "quant_fused"}
+
+
+def thinned() -> list[Any]:
+    every = bool(os.environ.get("EVERY_SAMPLE"))
+
+    def kept(op: str, index: int) -> bool:
+        family = OPS[op].contract.__module__.rpartition(".")[2]
+        return every or family not in THINNED or index % 3 == 0
+
+    return [case for case in cases() if kept(*case.values)]
 
 
 def fresh(sample: Sample) -> tuple[list[Any], dict[str, Any]]:
@@ -73,7 +89,7 @@ def test_numerics_and_purity(op: str, index: int) -> None:
             torch.testing.assert_close(new, old, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("op", "index"), cases())
+@pytest.mark.parametrize(("op", "index"), thinned())
 def test_results_are_as_declared_on_fake_and_meta_tensors(op: str, index: int) -> None:
     args, kwargs = fresh(samples(op)[index])
     real = tensors(getattr(hal.ops, op)(*args, **kwargs))
@@ -100,7 +116,7 @@ def shares_memory(target: Any) -> bool:
 
 
 def functional() -> list[Any]:
-    return [case for case in cases() if not OPS[case.values[0]].mutates]
+    return [case for case in thinned() if not OPS[case.values[0]].mutates]
 
 
 @pytest.mark.parametrize(("op", "index"), functional())
@@ -115,7 +131,9 @@ def test_out_equals_functional_and_is_fully_written(op: str, index: int) -> None
         torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("op", "index"), [case for case in cases() if OPS[case.values[0]].inplace])
+@pytest.mark.parametrize(
+    ("op", "index"), [case for case in thinned() if OPS[case.values[0]].inplace]
+)
 def test_inplace_equals_functional(op: str, index: int) -> None:
     want = getattr(hal.ops, op)(*fresh(samples(op)[index])[0], **fresh(samples(op)[index])[1])
     args, kwargs = fresh(samples(op)[index])
@@ -158,7 +176,7 @@ def checks(arguments: list[Any]) -> tuple[str, ...]:
     return CHECKS[1:] if eight else CHECKS
 
 
-@pytest.mark.parametrize(("op", "index"), cases())
+@pytest.mark.parametrize(("op", "index"), thinned())
 def test_opcheck(op: str, index: int) -> None:
     args, kwargs = fresh(samples(op)[index])
     for form in FORMS.values():
@@ -190,21 +208,10 @@ def test_bad_input_is_refused_before_anything_runs(op: str, refusal: Refusal) ->
     assert records == []
 
 
-def sparse() -> Tensor:
-    return torch.eye(4).to_sparse()
-
-
-def nested() -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # They are a prototype.
-        return torch.nested.nested_tensor([torch.ones(2), torch.ones(4)])
-
-
-@pytest.mark.parametrize(("make", "layout"), [(sparse, "sparse_coo"), (nested, "nested")])
-def test_a_tensor_without_strides_is_refused(make: Any, layout: str) -> None:
-    refusal = pytest.raises(hal.InvalidInput, match=f"must be a dense tensor, not {layout}")
+def test_a_sparse_tensor_is_refused() -> None:
+    refusal = pytest.raises(hal.InvalidInput, match="must be a dense tensor, not sparse_coo")
     for call in hal.ops.silu_and_mul, functools.partial(hal.explain, "silu_and_mul"):
         with refusal:
-            call(make())
+            call(torch.eye(4).to_sparse())
     with refusal:
-        hal.ops.rms_norm(torch.eye(4), make())
+        hal.ops.rms_norm(torch.eye(4), torch.eye(4).to_sparse())

@@ -295,7 +295,7 @@ def test_what_cannot_be_decorated(state: Any, thing: Any, message: str) -> None:
         (("rms_norm=nativ",), {}, "there is no backend 'nativ'; did you mean native?"),
         (("",), {"softmax": ""}, "there is no backend ''; found a, b, native"),
         ((), {"rms_nrom": "a"}, "there is no op 'rms_nrom'; did you mean rms_norm"),
-        ((), {"softmax_": "a"}, "there is no op 'softmax_'; did you mean softmax?"),
+        ((), {"softmax_": "a"}, "there is no op 'softmax_'; did you mean softmax or topk_softmax?"),
         (("zzz=a",), {}, f"there is no op 'zzz'; known: {', '.join(OPS)}"),
         (("a:",), {}, "'a:' names no kernel; write 'a' or 'a:kernel'"),
     ],

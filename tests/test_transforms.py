@@ -21,6 +21,8 @@ GRADS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "silu_and_mul": (hal.ops.silu_and_mul, (8,)),
     "gelu_and_mul": (hal.ops.gelu_and_mul, (8,)),
     "gelu_tanh_and_mul": (hal.ops.gelu_tanh_and_mul, (8,)),
+    "relu_squared": (hal.ops.relu_squared, (8,)),
+    "quick_gelu": (hal.ops.quick_gelu, (8,)),
     "rms_norm": (lambda x, w: hal.ops.rms_norm(x, w, eps=1e-5), (8,)),
     "layer_norm": (lambda x, w: hal.ops.layer_norm(x, w, w.flip(0), eps=1e-3), (8,)),
     "rotary_embedding": (lambda q, c: rotated(q, None, c)[0], (2, 8)),
@@ -37,7 +39,7 @@ def leaves(case: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(3, *GRADS[case][1], generator=generator, dtype=torch.float64)
     weight = torch.rand(8, generator=generator, dtype=torch.float64) + 0.5
-    return [x] if case.endswith("_and_mul") else [x, weight]
+    return [x, weight] if "norm" in case or "rotary" in case else [x]
 
 
 @pytest.fixture(params=["native", "other"])
