@@ -170,6 +170,9 @@ def _make() -> None:
 class _Namespace(_OpNamespace):
     """``torch.ops.hal``: at its first use the operators are made."""
 
+    # A pickled graph finds an operator by the module that it is said to be from.
+    __module__ = _OpNamespace.__module__
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):
             _make()
