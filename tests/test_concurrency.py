@@ -175,6 +175,40 @@ print(json.dumps(codes))
 """
 
 
+MAKING = """
+import json, os, threading, torch, hal
+sys.setswitchinterval(1e-6)
+names = list(hal.functions.FORMS)
+
+def take(where, barrier, taken):
+    barrier.wait()
+    taken.append(all(callable(getattr(where, name)) for name in names))
+
+def forked():
+    barrier, taken = threading.Barrier(8), []
+    places = [hal.ops, torch.ops.hal] * 4
+    threads = [threading.Thread(target=take, args=(p, barrier, taken)) for p in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return taken == [True] * 8
+
+assert not any(name in vars(hal.ops) for name in names)
+results = []
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if forked() else 1)
+    results.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(results))
+"""
+
+
+def test_threads_that_take_operators_first_at_once_all_find_them(tmp_path: Path) -> None:
+    assert child(MAKING, tmp_path) == [0] * 20
+
+
 @pytest.mark.parametrize("when", ["before use", "after use", "while loading"])
 def test_a_forked_child_chooses_as_its_parent_does(when: str, tmp_path: Path) -> None:
     # Python 3.12 warns of a fork beside threads, which is what is tried here.

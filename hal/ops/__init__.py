@@ -1,4 +1,4 @@
-"""The operators. Each module declares a family; ``hal.dispatch`` puts the callable ops here."""
+"""The operators. Each module declares a family; ``hal.functions`` puts what is called here."""
 
 from hal.ops import (
     activation,
