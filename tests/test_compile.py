@@ -16,9 +16,10 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 import hal
 from hal.functions import FORMS
 from hal.op import OPS
+from hal.testing.record import Sample
+from hal.testing.records import RECORDS
 from hal.validate import as_tuple
 from offering import NATIVE, backend, installed, kernel
-from records import RECORDS, Sample
 
 
 @pytest.fixture(autouse=True)

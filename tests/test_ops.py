@@ -17,8 +17,10 @@ from torch.library import opcheck
 import hal
 from hal.functions import FORMS
 from hal.op import OPS
+from hal.testing.compare import assert_close
+from hal.testing.record import Refusal, Sample
+from hal.testing.records import RECORDS
 from hal.validate import as_tuple
-from records import RECORDS, Refusal, Sample, assert_close
 
 
 @functools.cache

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hal.testing.records.rotary import cache
 from hal_native.norm import qk_norm_rope, rms_norm
 from hal_native.rotary import rotary_embedding
-from records.rotary import cache
 
 LAWS = settings(max_examples=60, deadline=None, derandomize=True)
 both_layouts = pytest.mark.parametrize("is_neox", [True, False])

@@ -18,8 +18,9 @@ from torch import Tensor
 import hal
 from hal.functions import FORMS
 from hal.op import OPS
+from hal.testing.record import Sample
+from hal.testing.records import RECORDS
 from offering import ACME, NATIVE, backend, installed, kernel, refusing
-from records import RECORDS, Sample
 
 X, ROW = torch.randn(2, 4), torch.ones(4)
 

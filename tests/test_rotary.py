@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hal.testing.records.rotary import cache
 from hal_native.rotary import multimodal_rotary_embedding, rotary_embedding
-from records.rotary import cache
 
 LAWS = settings(max_examples=100, deadline=None, derandomize=True)
 both_layouts = pytest.mark.parametrize("is_neox", [True, False])

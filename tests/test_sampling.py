@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hal.testing.records.sampling import philox_oracle
 from hal_native import sampling
 from hal_native.philox import WORD, halves, philox4x32
 from hal_native.sampling import (
@@ -22,7 +23,6 @@ from hal_native.sampling import (
     top_k_renorm,
     top_p_renorm,
 )
-from records.sampling import philox_oracle
 
 Sampler = Callable[..., Tensor]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from records.record import GATES, Record, Refusal, Sample
+from hal.testing.record import GATES, Record, Refusal, Sample
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 HALVES = (torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from records.record import GATES, Record, Refusal, Sample
+from hal.testing.record import GATES, Record, Refusal, Sample
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 POSITIONS = 64

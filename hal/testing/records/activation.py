@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from records.record import Record, Refusal, Sample
+from hal.testing.record import Record, Refusal, Sample
 
 SIZES = [0, 2, 6, 14, 16, 30, 32, 34, 62, 66, 126, 128, 130, 254, 256, 258, 1408, 2816]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from records.record import Record, Refusal, Sample
+from hal.testing.record import Record, Refusal, Sample
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from records import quant
-from records.quant import CODES, DTYPES, E4M3, views
-from records.record import Codes, Record, Refusal, Sample
+from hal.testing.record import Codes, Record, Refusal, Sample
+from hal.testing.records import quant
+from hal.testing.records.quant import CODES, DTYPES, E4M3, views
 
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 255, 257, 704]
 SHAPES = [(0, 8), (8,), (2, 3, 8), (2, 1, 3, 40), (2, 0, 8), (1, 8192)]

@@ -1,69 +1,13 @@
-"""The record that drives every test of an op: samples, error inputs, oracle, tolerances."""
+"""How a result is held against the oracle's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import attrs
 import torch
 from torch import Tensor
 
-# Relative norms against float64, measured on 512 x 4096 samples: one ideal rounding gives 2.5e-8,
-# 2.1e-4, 1.65e-3; the gates leave room for float32 sums and a second rounding, and reject
-# accumulation in float16.
-GATES: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-12,
-    torch.float32: 5e-7,
-    torch.float16: 3.2e-4,
-    torch.bfloat16: 2.5e-3,
-}
+from hal.testing.record import Codes
 
-
-@attrs.frozen
-class Sample:
-    """One call of an op; ``name`` says what is special about it."""
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = attrs.field(factory=dict)
-
-
-@attrs.frozen
-class Refusal:
-    """A call that must raise ``InvalidInput`` with ``message`` (a regular expression)."""
-
-    message: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = attrs.field(factory=dict)
-
-
-@attrs.frozen
-class Record:
-    """All that the tests know of an op.
-
-    Attributes:
-        op: The name of the op.
-        samples: Makes the samples, the same ones at each call.
-        refusals: Makes the calls that must be refused.
-        oracle: The op in float64, sharing no code with any implementation; takes a sample's
-            arguments and returns float64 (or integer) results.
-        gates: Relative norm allowed by the dtype of the result.
-    """
-
-    op: str
-    samples: Callable[[], Iterable[Sample]]
-    refusals: Callable[[], Iterable[Refusal]]
-    oracle: Callable[..., Any]
-    gates: Mapping[torch.dtype, float] = GATES
-
-
-@attrs.frozen
-class Codes:
-    """What an oracle expects of a result in 8 bits: the float64 values before their rounding."""
-
-    values: Tensor
-
+__all__ = ["assert_close", "assert_codes"]
 
 # How far from the middle between two codes a float32 result may round to the other one. Of 309,826
 # codes in the records five do, all within 5e-7. A float32 activation that is off by 1e-6 of itself

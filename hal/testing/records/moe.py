@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from records.record import Record, Refusal, Sample
+from hal.testing.record import Record, Refusal, Sample
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # Powers of two, their neighbours, and the experts of models: 60, 72, 160, 257, 384.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from records.norm import Draws
-from records.record import GATES, Record, Refusal, Sample
-from records.rotary import POSITIONS, cache
+from hal.testing.record import GATES, Record, Refusal, Sample
+from hal.testing.records.norm import Draws
+from hal.testing.records.rotary import POSITIONS, cache
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 HEADS = (3, 2)

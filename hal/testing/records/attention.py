@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from records.record import Record, Refusal, Sample
+from hal.testing.record import Record, Refusal, Sample
 
 HALVES = (torch.float16, torch.bfloat16)
 LENGTHS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 257]

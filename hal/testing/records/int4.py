@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from records.quant import views
-from records.record import Record, Refusal, Sample
+from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.quant import views
 
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 704]
 SHAPES = [(0, 8), (8,), (2, 3, 8), (2, 1, 3, 40), (2, 0, 8), (1, 16384)]

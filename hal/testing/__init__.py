@@ -1,0 +1,1 @@
+"""The conformance kit: what an op has to do, and the checks that a backend is held against."""
