@@ -86,6 +86,12 @@ def hal_repairs() -> Sequence[Repair]:
     ...
 
 
+@hookspec
+def hal_known_gaps() -> Sequence[object]:
+    """What ``hal check`` will find wrong, each with its reason; made by ``hal.testing.notyet``."""
+    ...
+
+
 def _op_hook(op: Op) -> object:
     def hook(device: Device) -> Kernel | Sequence[Kernel] | None: ...
 

@@ -20,7 +20,17 @@ from hal.op import OPS
 from hal.plugins import REFERENCE, registry
 from hal.settings import settings
 
-__all__ = ["Policy", "active", "current", "entered", "op_name", "op_names", "prefer", "use"]
+__all__ = [
+    "Policy",
+    "active",
+    "backend_named",
+    "current",
+    "entered",
+    "op_name",
+    "op_names",
+    "prefer",
+    "use",
+]
 
 
 @attrs.frozen
@@ -107,14 +117,20 @@ def op_names(given: object) -> list[str]:
     return list(dict.fromkeys(map(op_name, several)))
 
 
+def backend_named(name: str) -> str:
+    """Require ``name`` to be that of a discovered backend."""
+    known = sorted({plugin.name for plugin in registry().plugins})
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"found {', '.join(known)}"
+        raise InvalidInput(f"there is no backend {name!r}; {hint}")
+    return name
+
+
 def _checked(spec: str) -> str:
     """Require ``spec`` to name a discovered backend, or a kernel as ``backend:kernel``."""
     backend, colon, kernel = spec.partition(":")
-    known = sorted({plugin.name for plugin in registry().plugins})
-    if backend not in known:
-        near = difflib.get_close_matches(backend, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"found {', '.join(known)}"
-        raise InvalidInput(f"there is no backend {backend!r}; {hint}")
+    backend_named(backend)
     if colon and not kernel:
         raise InvalidInput(f"{spec!r} names no kernel; write {backend!r} or '{backend}:kernel'")
     return spec

@@ -22,7 +22,7 @@ GATES: Mapping[torch.dtype, float] = {
 }
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Sample:
     """One call of an op; ``name`` says what is special about it."""
 
@@ -31,7 +31,7 @@ class Sample:
     kwargs: dict[str, Any] = attrs.field(factory=dict)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Refusal:
     """A call that must raise ``InvalidInput`` with ``message`` (a regular expression)."""
 
@@ -49,7 +49,7 @@ class Part:
     """For each result, the part of its leading dimension."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Record:
     """All that the kit knows of an op.
 

@@ -1,0 +1,29 @@
+"""Running a check: from what it returns or raises to a cell of the table."""
+
+from __future__ import annotations
+
+import attrs
+
+from hal.plugins import cause
+from hal.testing.checks import Effort
+from hal.testing.checks.check import shortened
+from hal.testing.outcome import Cell, NotApplicable, NotTried, Refuted, Status
+from hal.testing.questions import Question
+
+__all__ = ["tried"]
+
+
+def tried(question: Question, effort: Effort) -> tuple[Cell, Refuted | None]:
+    """Run a check in this process."""
+    cell = Cell(question.op, question.kernel, question.check, Status.PROVEN)
+    try:
+        return attrs.evolve(cell, cases=question.run(effort)), None
+    except NotApplicable as reason:
+        return attrs.evolve(cell, status=Status.NOT_APPLICABLE, reason=str(reason)), None
+    except NotTried as reason:
+        return attrs.evolve(cell, status=Status.NOT_TRIED, reason=str(reason)), None
+    except Refuted as error:
+        refuted = attrs.evolve(cell, status=Status.REFUTED, cases=error.cases, reason=str(error))
+        return refuted, error
+    except Exception as error:  # noqa: BLE001  # Whatever a kernel raises is what was found.
+        return attrs.evolve(cell, status=Status.REFUTED, reason=shortened(cause(error))), None

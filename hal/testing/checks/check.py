@@ -1,0 +1,144 @@
+"""A check of the kit (``Check``), how it is declared, and how it goes through its cases."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import attrs
+
+from hal.plugins import cause
+from hal.testing.outcome import NotApplicable, NotTried, Refuted
+from hal.testing.record import Sample
+from hal.testing.subject import Subject, samples
+
+__all__ = [
+    "CHECKS",
+    "THOROUGH",
+    "Check",
+    "Effort",
+    "accepted",
+    "check",
+    "claimed",
+    "each",
+    "sampled",
+    "shortened",
+]
+
+Case = TypeVar("Case")
+
+
+@attrs.frozen
+class Effort:
+    """How much is tried.
+
+    Attributes:
+        every: A check that is slow looks at each so-manieth sample.
+        cases: How many random cases there are for an op.
+        examples: How many examples there are for a law.
+        draws: How many tokens are drawn for a statistic.
+    """
+
+    every: int = 6
+    cases: int = 200
+    examples: int = 30
+    draws: int = 100_000
+
+
+THOROUGH = Effort(every=1, cases=5_000, examples=500, draws=2_000_000)
+
+
+@attrs.frozen(eq=False)
+class Check:
+    """A question to each kernel.
+
+    Attributes:
+        name: The head of its column.
+        run: Answers for a subject with the number of cases that were tried. It raises what
+            ``hal.testing.outcome`` has; any other exception refutes too.
+        isolated: Whether it may end the process, and so runs in a child.
+    """
+
+    name: str
+    run: Callable[[Subject, Effort], int]
+    isolated: bool = False
+
+    @property
+    def summary(self) -> str:
+        """What is asked, in a line."""
+        return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+
+CHECKS: dict[str, Check] = {}
+"""Every check by name, in the order of the columns."""
+
+
+def check(
+    name: str, *, isolated: bool = False
+) -> Callable[[Callable[[Subject, Effort], int]], Callable[[Subject, Effort], int]]:
+    """Declare a check."""
+
+    def declare(run: Callable[[Subject, Effort], int]) -> Callable[[Subject, Effort], int]:
+        CHECKS[name] = Check(name, run, isolated)
+        return run
+
+    return declare
+
+
+def shortened(text: str) -> str:
+    """The text in one line, without the middle of a long one: torch writes pages."""
+    line = " ".join(text.split())
+    return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
+
+
+def each(
+    cases: Iterable[Case], body: Callable[[Case], object], named: Callable[[Case], str]
+) -> int:
+    """Run ``body`` on each case; how many there were.
+
+    Raises:
+        Refuted: Some failed, with any exception; each with its name.
+    """
+    failures: list[tuple[str, str]] = []
+    count = 0
+    for case in cases:
+        count += 1
+        try:
+            body(case)
+        except (NotApplicable, NotTried):
+            raise
+        except Exception as error:  # noqa: BLE001  # Whatever a kernel raises is what was found.
+            failures.append((named(case), shortened(cause(error))))
+    if failures:
+        raise Refuted(failures, count)
+    return count
+
+
+def accepted(subject: Subject, every: int = 1) -> list[Sample]:
+    """The samples that the kernel takes, or each so-manieth of them.
+
+    Raises:
+        NotTried: It takes none.
+    """
+    given = samples(subject.record)
+    refusals = [subject.refusal(sample) for sample in given]
+    taken = [s for s, refusal in zip(given, refusals, strict=True) if refusal is None]
+    if not taken:
+        raise NotTried(f"the kernel refuses all {len(given)} samples: {refusals[0]}")
+    return taken[::every]
+
+
+def claimed(subject: Subject, trait: str) -> None:
+    """Go on only if the kernel claims a trait.
+
+    Raises:
+        NotApplicable: It does not.
+    """
+    if not getattr(subject.kernel, trait):
+        raise NotApplicable(f"{trait} is not claimed")
+
+
+def sampled(subject: Subject, body: Callable[[Sample], object], every: int = 1) -> int:
+    """Run ``body`` on the samples that the kernel takes."""
+    return each(accepted(subject, every), body, lambda sample: sample.name)

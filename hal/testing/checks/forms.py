@@ -1,0 +1,157 @@
+"""The ways to call an op: ``out=``, in place, with what it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hal import ops
+from hal.errors import InvalidInput, NoKernel
+from hal.query import trace
+from hal.testing.checks.check import Effort, check, each, sampled
+from hal.testing.checks.results import same_bits
+from hal.testing.outcome import NotApplicable
+from hal.testing.parts import parts
+from hal.testing.record import Refusal, Sample
+from hal.testing.subject import Subject, placed, samples
+from hal.validate import as_tuple
+
+__all__ = ["expanded"]
+
+
+def _like(result: Tensor | None) -> Tensor | None:
+    if result is None:
+        return None
+    target = torch.empty_strided(
+        result.shape, result.stride(), dtype=result.dtype, device=result.device
+    )
+    target.untyped_storage().fill_(0x35)
+    return target
+
+
+def _into_out(subject: Subject, sample: Sample) -> None:
+    want = subject.run(subject.flat(sample))
+    targets = tuple(map(_like, as_tuple(want)))
+    out = targets[0] if isinstance(want, Tensor) else targets
+    assert subject.run(subject.flat(sample), out=out) is out, "out= is not what is returned"
+    for i, (got, expected) in enumerate(zip(targets, as_tuple(want), strict=True)):
+        assert same_bits(got, expected), f"out= of result {i} holds something else"
+
+
+@check("out")
+def out(subject: Subject, effort: Effort) -> int:
+    """``out=`` is filled with what the op returns without it."""
+    if subject.op.mutates:
+        raise NotApplicable("the op has an in-place form only")
+    return sampled(subject, lambda sample: _into_out(subject, sample), effort.every)
+
+
+def expanded(tensor: Any) -> bool:
+    """Whether several elements have one place in memory."""
+    return isinstance(tensor, Tensor) and any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
+def _in_place(subject: Subject, sample: Sample) -> None:
+    flat = subject.flat(sample)
+    targets = [flat[i] for i in subject.op.overwritten]
+    if any(map(expanded, targets)):
+        _refused(subject, flat)
+        return
+    want = as_tuple(subject.run(subject.flat(sample)))
+    returned = as_tuple(subject.run(flat, f"{subject.op.name}_"))
+    for i, (got, target, expected) in enumerate(zip(returned, targets, want, strict=True)):
+        assert got is target, f"result {i} is not the argument"
+        rounded = None if expected is None else expected.to(got.dtype)
+        assert same_bits(got, rounded), f"result {i} is not what the functional form returns"
+
+
+def _refused(subject: Subject, flat: list[Any]) -> None:
+    said = _message(lambda: subject.run(flat, f"{subject.op.name}_"), InvalidInput)
+    assert said is not None, "an expanded argument was written into"
+
+
+@check("in-place")
+def in_place(subject: Subject, effort: Effort) -> int:
+    """The form with an underscore leaves in its arguments what the other returns."""
+    if not subject.op.inplace:
+        raise NotApplicable("the op has one form only")
+    return sampled(subject, lambda sample: _in_place(subject, sample), effort.every)
+
+
+def _raises(subject: Subject, refusal: Refusal) -> None:
+    name = subject.op.name
+    args, kwargs = _moved(subject, refusal)
+    with subject.forced(), trace() as records:
+        said = _message(lambda: getattr(ops, name)(*args, **kwargs), InvalidInput)
+    assert said is not None, "it was not refused"
+    assert said.startswith(name), f"the error does not name the op: {said}"
+    assert re.search(refusal.message, said), f"{said} does not match {refusal.message!r}"
+    assert not records, "something ran before it was refused"
+
+
+def _message(call: Callable[[], object], kind: type[Exception]) -> str | None:
+    """What the error of a call says; None if there is none."""
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    return None
+
+
+def _moved(subject: Subject, refusal: Refusal) -> tuple[list[Any], dict[str, Any]]:
+    values = placed([*refusal.args, *refusal.kwargs.values()], str(subject.device))
+    count = len(refusal.args)
+    return values[:count], dict(zip(refusal.kwargs, values[count:], strict=True))
+
+
+@check("refusals")
+def refusals(subject: Subject, effort: Effort) -> int:
+    """Bad arguments raise ``InvalidInput``, which says what was found, before anything runs."""
+    del effort
+    return each(
+        subject.record.refusals(), lambda r: _raises(subject, r), lambda r: f"{r.message!r}"
+    )
+
+
+def _meta(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _honest(subject: Subject, sample: Sample) -> None:
+    answer = subject.refusal(sample)
+    assert answer is None or (isinstance(answer, str) and answer), f"answered with {answer!r}"
+    supports = subject.kernel.supports
+    assert supports is not None
+    unseen = subject.op.call(supports, list(map(_meta, subject.flat(sample))))
+    assert unseen == answer, f"answers {answer!r}, but {unseen!r} without data"
+    for part in parts(subject.op, subject.record, sample):
+        other = subject.op.call(
+            supports, placed(list(part.arguments.values()), str(subject.device))
+        )
+        assert (other is None) == (answer is None), f"answers {answer!r}, {other!r} for fewer rows"
+    if answer is not None:
+        _passed_over(subject, sample, answer)
+
+
+def _passed_over(subject: Subject, sample: Sample, answer: str) -> None:
+    said = _message(lambda: subject.run(subject.flat(sample)), NoKernel)
+    assert said is not None, f"it refuses ({answer}) and yet it ran"
+    assert answer in said, "its reason is not in the error"
+
+
+@check("condition")
+def condition(subject: Subject, effort: Effort) -> int:
+    """The kernel's condition gives a reason, looks at no data, and not at the number of rows."""
+    del effort
+    if subject.kernel.supports is None:
+        raise NotApplicable("the kernel serves every call")
+    given = samples(subject.record)
+    return each(given, lambda sample: _honest(subject, sample), lambda sample: sample.name)

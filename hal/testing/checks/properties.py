@@ -1,0 +1,52 @@
+"""Beyond named samples: random calls against the oracle, and laws that hold for all calls."""
+
+from __future__ import annotations
+
+from hal.testing.cases import case
+from hal.testing.checks.check import Effort, check, each
+from hal.testing.compare import assert_close
+from hal.testing.outcome import NotApplicable, NotTried
+from hal.testing.subject import Subject, results
+
+__all__: list[str] = []
+
+
+def _right(subject: Subject, seed: int) -> None:
+    drawn = case(subject.op.name, seed)
+    got = results(subject.run(subject.flat(drawn)))
+    want = results(subject.record.oracle(*drawn.args, **drawn.kwargs))
+    for result, expected in zip(got, want, strict=True):
+        gate = subject.record.gates.get(result.dtype, 0.0)
+        assert_close(result.to("cpu"), expected, gate)
+
+
+@check("random")
+def random(subject: Subject, effort: Effort) -> int:
+    """Random calls are within tolerance of the float64 oracle."""
+    seeds = range(effort.cases)
+    taken = [s for s in seeds if subject.refusal(case(subject.op.name, s)) is None]
+    if not taken:
+        raise NotTried(f"the kernel refuses all {effort.cases} random calls")
+    return each(taken, lambda seed: _right(subject, seed), lambda seed: f"seed {seed}")
+
+
+@check("laws")
+def laws(subject: Subject, effort: Effort) -> int:
+    """What must hold between calls: equivariance, inverses, identities."""
+    try:
+        from hal.testing.laws import LAWS, check_law
+    except ModuleNotFoundError as error:
+        raise NotTried(f"laws are drawn by hypothesis: {error}") from None
+    about = [law for law in LAWS if law.ops[0] == subject.op.name]
+    if not about:
+        raise NotApplicable("there is no law of this op")
+    counts: list[int] = []
+    with subject.forced():
+        each(
+            about,
+            lambda law: counts.append(check_law(law, examples=effort.examples)),
+            lambda law: law.name,
+        )
+    if not any(counts):
+        raise NotTried("the kernel refuses what the laws are about")
+    return sum(counts)
