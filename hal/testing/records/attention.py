@@ -13,14 +13,8 @@ from torch import Tensor
 from hal.testing.record import Refusal, Sample
 
 HALVES = (torch.float16, torch.bfloat16)
-
-
 LENGTHS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 257]
-
-
 HEAD_DIMS = [1, 2, 3, 7, 8, 31, 33, 64, 65, 80, 96, 128, 129, 192, 255, 256]
-
-
 RAGGED = ([3, 0, 1, 9, 2], [5, 4, 0, 9, 33])
 
 

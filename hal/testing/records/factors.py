@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
-
-
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
 COLUMNS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 255, 257, 1408]
-
-
 ROWS = [1, 2, 3, 7, 16, 33]
 
 

@@ -14,8 +14,6 @@ from hal.testing.record import Record, Refusal, Sample
 from hal.testing.records.factors import BF16, E4M3, E5M2, F16, F32, Maker, flat_rows, numbers
 
 COLUMNS = [0, 1, 2, 3, 7, 8, 15, 17, 31, 33, 63, 65, 127, 129, 256, 1408]
-
-
 Call = tuple[list[Tensor], dict[str, Any]]
 
 

@@ -121,9 +121,10 @@ def multimodal_oracle(
     """Token by token and pair by pair."""
     axis_of = [s % 3 for s, pairs in enumerate(sections) for _ in range(pairs)]
     half, places, table = len(axis_of), positions.tolist(), cos_sin_cache.double()
-    rotated = [None if x is None else x.double().clone() for x in (query, key)]
-    for x in rotated:
-        for token in range(0 if x is None else len(x)):
+
+    def rotated(x: Tensor) -> Tensor:
+        x = x.double().clone()
+        for token in range(len(x)):
             for i, axis in enumerate(axis_of):
                 first, second = (i, i + half) if is_neox else (2 * i, 2 * i + 1)
                 row = table[places[axis][token]]
@@ -131,7 +132,9 @@ def multimodal_oracle(
                 a, b = x[token, :, first].clone(), x[token, :, second].clone()
                 x[token, :, first] = a * cos - b * sin
                 x[token, :, second] = a * sin + b * cos
-    return rotated[0], rotated[1]
+        return x
+
+    return rotated(query), None if key is None else rotated(key)
 
 
 RECORDS = [

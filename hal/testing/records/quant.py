@@ -13,23 +13,11 @@ from torch import Tensor
 from hal.testing.record import Codes, Record, Refusal, Sample
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
-
-
 CODES = (E4M3, E5M2, INT8)
-
-
 LIMITS = {E4M3: 448.0, E5M2: 57344.0, INT8: 127.0}
-
-
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 255, 256, 257, 1408]
-
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
 VALUES = (0.0, 1e-10, 1e-12, 1e-38, 448.0, 1.0, 1e4, -6e4, 3e38, math.inf, -math.inf, math.nan)
-
-
 TIES = [448.0, 2.5, 3.5, 17.0, 19.0, -17.0, -19.0, 0.0009765625, 0.0029296875, -2.5, 432.0, 127.0]
 
 

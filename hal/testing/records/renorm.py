@@ -45,20 +45,10 @@ def limit_samples(name: str, numbers: list[Any], tensors: list[Tensor]) -> Itera
 
 
 TOP_K = [3, 1, 2, 0, -1, 66, 67, 2**31, 2**40, -(2**63)]
-
-
 TOP_K_ROWS = torch.tensor([3, 0, 40, 1, -5])
-
-
 TOP_P = [0.75, 0.5, 0.9, 0.25, 0.125, 0.0, -1.0, 1.0, 1, 1.5, math.inf, 1e-30]
-
-
 TOP_P_ROWS = torch.tensor([0.75, 0.0, 1.0, 0.3, 0.9])
-
-
 MIN_P = [0.25, 0.5, 0.1, 0.0, -1.0, 1.0, 1, 2.0, math.inf, 1e-30]
-
-
 MIN_P_ROWS = torch.tensor([0.25, 0.0, 1.0, 0.03, 2.0])
 
 

@@ -11,11 +11,7 @@ from torch import Tensor
 from hal.testing.record import GATES, Record, Refusal, Sample
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
-
-
 POSITIONS = 64
-
-
 # One rounding gives at most 2.22e-4 and 1.82e-3 on these samples. A cache cast to the heads' dtype
 # reaches 2.7e-4 and 2.4e-3, and rounded products 3.4e-4 and 2.6e-3: most of that would pass GATES.
 ROTARY_GATES = {**GATES, HALF: 2.4e-4, BF16: 1.95e-3}
@@ -249,17 +245,18 @@ def oracle(
     rows = [cos_sin_cache[place].double() for place in places]
     table = torch.stack(rows) if rows else torch.zeros(0, cos_sin_cache.shape[1], dtype=DOUBLE)
     half = table.shape[1] // 2
-    rotated = []
-    for x in (query, key):
-        out = None if x is None else x.double().clone()
-        for i in range(half if x is not None else 0):
+
+    def rotated(x: Tensor) -> Tensor:
+        out = x.double().clone()
+        for i in range(half):
             first, second = (i, i + half) if is_neox else (2 * i, 2 * i + 1)
             a, b = x[..., first].double(), x[..., second].double()
             cos, sin = table[:, i, None], table[:, half + i, None]
             out[..., first] = a * cos - b * sin
             out[..., second] = a * sin + b * cos
-        rotated.append(out)
-    return rotated[0], rotated[1]
+        return out
+
+    return rotated(query), None if key is None else rotated(key)
 
 
 RECORDS = [

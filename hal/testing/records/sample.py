@@ -34,9 +34,9 @@ def sample_samples() -> Iterator[Sample]:
 def sample_layouts() -> Iterator[Sample]:
     make = Maker(3)
     noise = {"seed": 1, "offset": 2}
+    limits = {"top_k": 5, "top_p": 0.9, "min_p": 0.05}
     for size in SIZES:
         yield Sample(f"5x{size}", (make.probs(5, size),), noise)
-        limits = {"top_k": 5, "top_p": 0.9, "min_p": 0.05}
         yield Sample(f"5x{size} with all limits", (make.probs(5, size),), limits | noise)
     for dtype in (torch.float64, *HALF):
         yield Sample(f"{dtype}", (make.probs(40, 65).to(dtype),), noise)

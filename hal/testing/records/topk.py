@@ -13,12 +13,8 @@ from torch import Tensor
 from hal.testing.record import Record, Refusal, Sample
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
-
-
 # Powers of two, their neighbours, and the experts of models: 60, 72, 160, 257, 384.
 EXPERTS = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 60, 64, 72, 128, 160, 256, 257, 384, 512]
-
-
 INF, NAN = math.inf, math.nan
 
 
@@ -163,10 +159,7 @@ def sigmoid_refusals() -> Iterator[Refusal]:
 
 # The oracles go row by row: scores in float64, choices in the precision that the operator promises.
 
-
 Row = np.ndarray
-
-
 Score = Callable[[Row], Row]
 
 

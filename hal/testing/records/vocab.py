@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 
 SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1408]
-
-
 HALF = torch.float16, torch.bfloat16
-
-
 INT32_MIN = -(2**31)
 
 
