@@ -80,6 +80,12 @@ class Maker:
         return [q, *caches, table, seq_lens, starts(lens[0], index), *bounds]
 
 
+def within(cu_seqlens: Tensor, sequences: slice) -> tuple[slice, Tensor]:
+    """The tokens of some sequences, and where each starts among them."""
+    cuts = cu_seqlens[sequences.start : sequences.stop + 1]
+    return slice(int(cuts[0]), int(cuts[-1])), cuts - cuts[0]
+
+
 def starts(lens: Sequence[int], index: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor([sum(lens[:i]) for i in range(len(lens) + 1)], dtype=index)
 

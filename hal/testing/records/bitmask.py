@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hal.testing.record import Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.vocab import HALF, INT32_MIN, SIZES, Maker, views
 
 
@@ -79,6 +81,24 @@ def bitmask_oracle(logits: Tensor, bitmask: Tensor, *, indices: Tensor | None = 
     return rows.reshape(logits.shape)
 
 
+def bitmask_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """With indices a row of the logits may have any row of the mask, or none."""
+    logits, bitmask, indices = given["logits"], given["bitmask"], given["indices"]
+    for rows in spans(len(logits) if logits.dim() > 1 else 0):
+        part = cut(given, ["logits", "bitmask"] if indices is None else ["logits"], rows)
+        if indices is not None:
+            inside = (indices >= rows.start) & (indices < rows.stop)
+            part |= {"bitmask": bitmask[inside], "indices": indices[inside] - rows.start}
+        yield Part(part, (rows,))
+
+
 RECORDS = [
-    Record("apply_token_bitmask_", bitmask_samples, bitmask_refusals, bitmask_oracle),
+    Record(
+        "apply_token_bitmask_",
+        bitmask_samples,
+        bitmask_refusals,
+        bitmask_oracle,
+        parts=bitmask_parts,
+        far=("logits", "bitmask"),
+    ),
 ]

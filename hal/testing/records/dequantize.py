@@ -105,5 +105,11 @@ def dequantize_oracle(
 
 
 RECORDS = [
-    Record("dequantize", dequantize_samples, dequantize_refusals, dequantize_oracle),
+    Record(
+        "dequantize",
+        dequantize_samples,
+        dequantize_refusals,
+        dequantize_oracle,
+        rows=("q", "scale"),
+    ),
 ]

@@ -243,4 +243,13 @@ def oracle(
     return torch.from_numpy(result).reshape(x.shape)
 
 
-RECORDS = [Record("fused_experts", samples, refusals, oracle)]
+RECORDS = [
+    Record(
+        "fused_experts",
+        samples,
+        refusals,
+        oracle,
+        rows=("x", "topk_weights", "topk_ids"),
+        far=("x", "w13", "w2"),
+    )
+]

@@ -222,5 +222,5 @@ def gemv_oracle(
 
 
 RECORDS = [
-    Record("fused_gemv", gemv_samples, gemv_refusals, gemv_oracle),
+    Record("fused_gemv", gemv_samples, gemv_refusals, gemv_oracle, rows=("x", "x_scale")),
 ]

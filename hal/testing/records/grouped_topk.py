@@ -140,5 +140,7 @@ def grouped_topk_oracle(
 
 
 RECORDS = [
-    Record("grouped_topk", grouped_samples, grouped_refusals, grouped_topk_oracle),
+    Record(
+        "grouped_topk", grouped_samples, grouped_refusals, grouped_topk_oracle, rows=("gating",)
+    ),
 ]

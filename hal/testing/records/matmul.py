@@ -236,6 +236,13 @@ def block_oracle(
 
 
 RECORDS = [
-    Record("scaled_mm", scaled_samples, scaled_refusals, scaled_oracle),
-    Record("block_scaled_mm", block_samples, block_refusals, block_oracle),
+    Record(
+        "scaled_mm",
+        scaled_samples,
+        scaled_refusals,
+        scaled_oracle,
+        rows=("a", "a_scale"),
+        far=("a",),
+    ),
+    Record("block_scaled_mm", block_samples, block_refusals, block_oracle, rows=("a", "a_scale")),
 ]

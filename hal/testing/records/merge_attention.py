@@ -90,5 +90,11 @@ def merge_oracle(
 
 
 RECORDS = [
-    Record("merge_attention_states", merge_samples, merge_refusals, merge_oracle),
+    Record(
+        "merge_attention_states",
+        merge_samples,
+        merge_refusals,
+        merge_oracle,
+        rows=("out_a", "lse_a", "out_b", "lse_b"),
+    ),
 ]

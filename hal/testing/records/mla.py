@@ -194,4 +194,13 @@ def oracle(
     return torch.from_numpy(out), torch.from_numpy(lse)
 
 
-RECORDS = [Record("mla_decode", samples, refusals, oracle)]
+RECORDS = [
+    Record(
+        "mla_decode",
+        samples,
+        refusals,
+        oracle,
+        rows=("q_nope", "q_rope", "block_table", "seq_lens"),
+        far=("q_nope", "q_rope", "kv_cache"),
+    )
+]

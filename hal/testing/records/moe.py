@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hal.testing.record import Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.topk import BF16, DOUBLE, EXPERTS, FLOAT, HALF, INF, NAN, Draws
 
 
@@ -120,7 +121,13 @@ def sum_oracle(x: Tensor, *, scale: float = 1.0) -> Tensor:
     return total * scale
 
 
+def sum_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """None of [k, hidden], whose leading dimension is what is summed."""
+    for rows in spans(len(given["x"]) if given["x"].dim() > 2 else 0):
+        yield Part(cut(given, ["x"], rows), (rows,))
+
+
 RECORDS = [
-    Record("moe_align_block_size", align_samples, align_refusals, align_oracle),
-    Record("moe_sum", sum_samples, sum_refusals, sum_oracle),
+    Record("moe_align_block_size", align_samples, align_refusals, align_oracle, far=("topk_ids",)),
+    Record("moe_sum", sum_samples, sum_refusals, sum_oracle, parts=sum_parts, far=("x",)),
 ]

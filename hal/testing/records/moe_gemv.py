@@ -122,5 +122,12 @@ def moe_oracle(
 
 
 RECORDS = [
-    Record("fused_moe_gemv", moe_samples, moe_refusals, moe_oracle),
+    Record(
+        "fused_moe_gemv",
+        moe_samples,
+        moe_refusals,
+        moe_oracle,
+        rows=("topk_ids", "topk_weights", "x", "x_scale"),
+        far=("x", "x_scale", "weight"),
+    ),
 ]

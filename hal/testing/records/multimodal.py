@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hal.testing.record import Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.rotary import BF16, DOUBLE, FLOAT, HALF, ROTARY_GATES, Draws, cache, plain
 
 # With three positions one rounding gives at most 2.32e-4 and 1.99e-3.
@@ -137,6 +139,13 @@ def multimodal_oracle(
     return rotated(query), None if key is None else rotated(key)
 
 
+def multimodal_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """Tokens are the second dimension of the positions."""
+    for rows in spans(len(given["query"])):
+        part = cut(given, ["query", "key"], rows) | {"positions": given["positions"][:, rows]}
+        yield Part(part, (rows, slice(0, 0) if given["key"] is None else rows))
+
+
 RECORDS = [
     Record(
         "multimodal_rotary_embedding",
@@ -144,5 +153,7 @@ RECORDS = [
         multimodal_refusals,
         multimodal_oracle,
         MULTIMODAL_GATES,
+        parts=multimodal_parts,
+        far=("query", "key"),
     ),
 ]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hal.testing.record import Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.attention import (
     RAGGED,
     Maker,
@@ -21,6 +22,7 @@ from hal.testing.records.attention import (
     shape_samples,
     spoiled,
     starts,
+    within,
 )
 
 
@@ -128,6 +130,22 @@ def paged_oracle(
     return sequences_oracle(q, keys, values, cu_seqlens_q, v_cache.shape[3], options)
 
 
+def paged_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """Rows are sequences."""
+    for rows in spans(len(given["seq_lens"])):
+        queries, starts_q = within(given["cu_seqlens_q"], rows)
+        part = cut(given, ["seq_lens", "block_table"], rows)
+        part |= {"q": given["q"][queries], "cu_seqlens_q": starts_q}
+        yield Part(part, (queries, queries))
+
+
 RECORDS = [
-    Record("paged_attention", paged_samples, paged_refusals, paged_oracle),
+    Record(
+        "paged_attention",
+        paged_samples,
+        paged_refusals,
+        paged_oracle,
+        parts=paged_parts,
+        far=("q", "k_cache", "v_cache"),
+    ),
 ]

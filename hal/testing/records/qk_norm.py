@@ -214,4 +214,14 @@ def rotation(row: Tensor, size: int, is_neox: bool) -> list[list[tuple[int, floa
     return parts
 
 
-RECORDS = [Record("qk_norm_rope", samples, refusals, oracle, QK_NORM_GATES)]
+RECORDS = [
+    Record(
+        "qk_norm_rope",
+        samples,
+        refusals,
+        oracle,
+        QK_NORM_GATES,
+        rows=("qkv", "positions"),
+        far=("qkv",),
+    )
+]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hal.testing.record import Codes, Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import Codes, Part, Record, Refusal, Sample
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 CODES = (E4M3, E5M2, INT8)
@@ -258,8 +259,22 @@ def tensor_oracle(
     return Codes(codes), torch.tensor([one], dtype=torch.float64)
 
 
+def static_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """None with a dynamic scale, which depends on every row."""
+    for rows in spans(len(given["x"]) if given["x"].dim() > 1 else 0):
+        if given["scale"] is not None:
+            yield Part(cut(given, ["x"], rows), (rows, slice(None)))
+
+
 RECORDS = [
-    Record("per_token_group_quant", group_samples, group_refusals, group_oracle),
-    Record("per_token_quant", token_samples, token_refusals, token_oracle),
-    Record("per_tensor_quant", tensor_samples, tensor_refusals, tensor_oracle),
+    Record("per_token_group_quant", group_samples, group_refusals, group_oracle, rows=("x",)),
+    Record("per_token_quant", token_samples, token_refusals, token_oracle, rows=("x",)),
+    Record(
+        "per_tensor_quant",
+        tensor_samples,
+        tensor_refusals,
+        tensor_oracle,
+        parts=static_parts,
+        far=("x",),
+    ),
 ]

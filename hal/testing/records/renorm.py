@@ -141,7 +141,28 @@ def min_p_oracle(probs: Tensor, min_p: Any) -> Tensor:
 
 
 RECORDS = [
-    Record("top_k_renorm", top_k_samples, top_k_refusals, top_k_oracle),
-    Record("top_p_renorm", top_p_samples, top_p_refusals, top_p_oracle),
-    Record("min_p_renorm", min_p_samples, min_p_refusals, min_p_oracle),
+    Record(
+        "top_k_renorm",
+        top_k_samples,
+        top_k_refusals,
+        top_k_oracle,
+        rows=("probs", "top_k"),
+        far=("probs",),
+    ),
+    Record(
+        "top_p_renorm",
+        top_p_samples,
+        top_p_refusals,
+        top_p_oracle,
+        rows=("probs", "top_p"),
+        far=("probs",),
+    ),
+    Record(
+        "min_p_renorm",
+        min_p_samples,
+        min_p_refusals,
+        min_p_oracle,
+        rows=("probs", "min_p"),
+        far=("probs",),
+    ),
 ]

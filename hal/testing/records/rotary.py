@@ -260,5 +260,13 @@ def oracle(
 
 
 RECORDS = [
-    Record("rotary_embedding", samples, refusals, oracle, ROTARY_GATES),
+    Record(
+        "rotary_embedding",
+        samples,
+        refusals,
+        oracle,
+        ROTARY_GATES,
+        rows=("query", "key", "positions", "offsets"),
+        far=("query", "key"),
+    ),
 ]

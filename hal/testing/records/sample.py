@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hal.checks import describe
-from hal.testing.record import Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.renorm import (
     MIN_P,
     MIN_P_ROWS,
@@ -176,6 +177,19 @@ def sample_oracle(
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def sample_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """Parameters follow the output row; a seed that is a number counts the rows on from itself."""
+    seed, chosen = given["seed"], "probs" if given["indices"] is None else "indices"
+    names = [chosen, "top_k", "top_p", "min_p", "seed", "offset"]
+    for rows in spans(len(given[chosen])):
+        part = cut(given, names, rows)
+        if isinstance(seed, int):
+            part["seed"] = (seed + rows.start + 2**63) % 2**64 - 2**63
+        yield Part(part, (rows,))
+
+
 RECORDS = [
-    Record("sample", sample_samples, sample_refusals, sample_oracle),
+    Record(
+        "sample", sample_samples, sample_refusals, sample_oracle, parts=sample_parts, far=("probs",)
+    ),
 ]

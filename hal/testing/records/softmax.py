@@ -98,5 +98,12 @@ def softmax_oracle(logits: Tensor, *, temperature: Any = 1.0) -> Tensor:
 
 
 RECORDS = [
-    Record("softmax", softmax_samples, softmax_refusals, softmax_oracle),
+    Record(
+        "softmax",
+        softmax_samples,
+        softmax_refusals,
+        softmax_oracle,
+        rows=("logits", "temperature"),
+        far=("logits",),
+    ),
 ]

@@ -244,6 +244,10 @@ def topk_sigmoid_oracle(
 
 
 RECORDS = [
-    Record("topk_softmax", softmax_samples, softmax_refusals, topk_softmax_oracle),
-    Record("topk_sigmoid", sigmoid_samples, sigmoid_refusals, topk_sigmoid_oracle),
+    Record(
+        "topk_softmax", softmax_samples, softmax_refusals, topk_softmax_oracle, rows=("gating",)
+    ),
+    Record(
+        "topk_sigmoid", sigmoid_samples, sigmoid_refusals, topk_sigmoid_oracle, rows=("gating",)
+    ),
 ]

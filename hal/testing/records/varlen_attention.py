@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hal.testing.record import Record, Refusal, Sample
+from hal.testing.parts import spans
+from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.attention import (
     Maker,
     loose_samples,
@@ -19,6 +20,7 @@ from hal.testing.records.attention import (
     sequences_oracle,
     shape_samples,
     spoiled,
+    within,
 )
 
 
@@ -99,6 +101,23 @@ def varlen_oracle(
     return sequences_oracle(q, keys, values, cu_seqlens_q, v.shape[2], options)
 
 
+def varlen_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """Rows are sequences."""
+    for rows in spans(len(given["cu_seqlens_q"]) - 1):
+        queries, starts_q = within(given["cu_seqlens_q"], rows)
+        keys, starts_k = within(given["cu_seqlens_k"], rows)
+        tensors = {"q": given["q"][queries], "k": given["k"][keys], "v": given["v"][keys]}
+        starts = {"cu_seqlens_q": starts_q, "cu_seqlens_k": starts_k}
+        yield Part(given | tensors | starts, (queries, queries))
+
+
 RECORDS = [
-    Record("varlen_attention", varlen_samples, varlen_refusals, varlen_oracle),
+    Record(
+        "varlen_attention",
+        varlen_samples,
+        varlen_refusals,
+        varlen_oracle,
+        parts=varlen_parts,
+        far=("q", "k", "v"),
+    ),
 ]

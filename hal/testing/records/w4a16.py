@@ -101,5 +101,5 @@ def w4a16_oracle(
 
 
 RECORDS = [
-    Record("w4a16_mm", w4a16_samples, w4a16_refusals, w4a16_oracle),
+    Record("w4a16_mm", w4a16_samples, w4a16_refusals, w4a16_oracle, rows=("x",)),
 ]
