@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hal.testing.records.sampling import philox_oracle
+from hal.testing.records.sample import philox_oracle
 from hal_native import sampling
 from hal_native.philox import WORD, halves, philox4x32
 from hal_native.sampling import (

@@ -182,11 +182,11 @@ def mul_add_oracle(x: Tensor, y: Tensor, scale: float) -> Tensor:
 
 
 RECORDS = [
-    Record("silu_and_mul", samples, refusals, silu_oracle),
-    Record("gelu_and_mul", samples, refusals, gelu_oracle),
-    Record("gelu_tanh_and_mul", samples, refusals, gelu_tanh_oracle),
-    Record("swigluoai_and_mul", oai_samples, oai_refusals, oai_oracle),
-    Record("relu_squared", plain_samples, plain_refusals, relu_squared_oracle),
-    Record("quick_gelu", plain_samples, plain_refusals, quick_gelu_oracle),
-    Record("mul_add", mul_add_samples, mul_add_refusals, mul_add_oracle),
+    Record("silu_and_mul", samples, refusals, silu_oracle, rows=("x",)),
+    Record("gelu_and_mul", samples, refusals, gelu_oracle, rows=("x",)),
+    Record("gelu_tanh_and_mul", samples, refusals, gelu_tanh_oracle, rows=("x",)),
+    Record("swigluoai_and_mul", oai_samples, oai_refusals, oai_oracle, rows=("x",)),
+    Record("relu_squared", plain_samples, plain_refusals, relu_squared_oracle, rows=("x",)),
+    Record("quick_gelu", plain_samples, plain_refusals, quick_gelu_oracle, rows=("x",)),
+    Record("mul_add", mul_add_samples, mul_add_refusals, mul_add_oracle, rows=("x", "y")),
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
-from hal.testing.records.matmul import BF16, E4M3, E5M2, F16, F32, Maker, flat_rows, numbers
+from hal.testing.records.factors import BF16, E4M3, E5M2, F16, F32, Maker, flat_rows, numbers
 
 # Bits of the mantissa, exponent of the smallest normal number, largest number.
 FORMATS = {E4M3: (3, -6, 448.0), E5M2: (2, -14, 57344.0)}
@@ -243,4 +243,13 @@ def oracle(
     return torch.from_numpy(result).reshape(x.shape)
 
 
-RECORDS = [Record("fused_experts", samples, refusals, oracle)]
+RECORDS = [
+    Record(
+        "fused_experts",
+        samples,
+        refusals,
+        oracle,
+        rows=("x", "topk_weights", "topk_ids"),
+        far=("x", "w13", "w2"),
+    )
+]

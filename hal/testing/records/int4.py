@@ -99,6 +99,6 @@ def unpack_oracle(packed: Tensor, *, offset: int = 8) -> Tensor:
 
 
 RECORDS = [
-    Record("pack_int4", pack_samples, pack_refusals, pack_oracle),
-    Record("unpack_int4", unpack_samples, unpack_refusals, unpack_oracle),
+    Record("pack_int4", pack_samples, pack_refusals, pack_oracle, rows=("x",)),
+    Record("unpack_int4", unpack_samples, unpack_refusals, unpack_oracle, rows=("packed",)),
 ]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hal.testing.record import GATES, Record, Refusal, Sample
+from hal.testing.parts import cut, spans
+from hal.testing.record import GATES, Part, Record, Refusal, Sample
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 HALVES = (torch.float16, torch.bfloat16)
@@ -214,4 +215,26 @@ def oracle(
 # A store copies bits or rounds once, and the oracle rounds to the same numbers: nothing may differ.
 EXACT = {**dict.fromkeys(GATES, 0.0), E4M3: 0.0, E5M2: 0.0}
 
-RECORDS = [Record("store_kv_cache_", samples, refusals, oracle, gates=EXACT)]
+
+def block_parts(given: dict[str, Any]) -> Iterator[Part]:
+    """The results are caches, so rows are their blocks; what goes to other blocks is skipped."""
+    slots, size = given["slot_mapping"], given["k_cache"].shape[1]
+    for rows in spans(len(given["k_cache"])):
+        first = rows.start * size
+        inside = (slots >= first) & (slots < rows.stop * size)
+        part = cut(given, ["k_cache", "v_cache"], rows)
+        part["slot_mapping"] = torch.where(inside, slots - first, -1)
+        yield Part(part, (rows, rows))
+
+
+RECORDS = [
+    Record(
+        "store_kv_cache_",
+        samples,
+        refusals,
+        oracle,
+        gates=EXACT,
+        parts=block_parts,
+        far=("k", "v", "k_cache", "v_cache"),
+    )
+]

@@ -111,11 +111,11 @@ def values(make: Maker) -> Iterator[tuple[Any, ...]]:
     # Integers, so that the scores are exact: rounding scores of 1e4 would hide everything else.
     exact = [q_nope * 0 + 50, q_rope * 0 + 50, kv_cache.sign(), *rest]
     yield "scores of 1e3", exact, 1.0
-    for name, place in [("q_nope", 0), ("q_rope", 1), ("both", slice(2))]:
-        args = [q_nope.clone(), q_rope.clone(), kv_cache, *rest]
-        for x in args[place] if name == "both" else [args[place]]:
-            x[2, 1, 3] = math.nan
-        yield f"NaN in {name}", args
+    for name, places in [("q_nope", [0]), ("q_rope", [1]), ("both", [0, 1])]:
+        queries = [q_nope.clone(), q_rope.clone()]
+        for place in places:
+            queries[place][2, 1, 3] = math.nan
+        yield f"NaN in {name}", [*queries, kv_cache, *rest]
     for column in (3, 37):
         broken = kv_cache.clone()
         broken[table[4, 2], 1, column] = math.nan
@@ -194,4 +194,13 @@ def oracle(
     return torch.from_numpy(out), torch.from_numpy(lse)
 
 
-RECORDS = [Record("mla_decode", samples, refusals, oracle)]
+RECORDS = [
+    Record(
+        "mla_decode",
+        samples,
+        refusals,
+        oracle,
+        rows=("q_nope", "q_rope", "block_table", "seq_lens"),
+        far=("q_nope", "q_rope", "kv_cache"),
+    )
+]

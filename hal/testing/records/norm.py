@@ -230,9 +230,17 @@ def layer_oracle(
 
 
 RECORDS = [
-    Record("rms_norm", rms_samples, weight_refusals, rms_oracle),
-    Record("fused_add_rms_norm", fused_samples, fused_refusals, fused_oracle),
-    Record("gemma_rms_norm", weighted, weight_refusals, gemma_oracle),
-    Record("gemma_fused_add_rms_norm", fused_samples, fused_refusals, gemma_fused_oracle),
-    Record("layer_norm", layer_samples, layer_refusals, layer_oracle),
+    Record("rms_norm", rms_samples, weight_refusals, rms_oracle, rows=("x",)),
+    Record(
+        "fused_add_rms_norm", fused_samples, fused_refusals, fused_oracle, rows=("x", "residual")
+    ),
+    Record("gemma_rms_norm", weighted, weight_refusals, gemma_oracle, rows=("x",)),
+    Record(
+        "gemma_fused_add_rms_norm",
+        fused_samples,
+        fused_refusals,
+        gemma_fused_oracle,
+        rows=("x", "residual"),
+    ),
+    Record("layer_norm", layer_samples, layer_refusals, layer_oracle, rows=("x",)),
 ]

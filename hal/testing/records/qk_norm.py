@@ -199,9 +199,7 @@ def oracle(
             root = math.nan if here.isnan().any() else root
             normed = here / root * weight.double()
             # A product with the matrix would carry NaN from everywhere to everywhere.
-            here[:] = torch.stack(
-                [sum(c * normed[i] for i, c in row) for row in turn] if turn else [normed]
-            ).view(size)
+            here[:] = torch.stack([torch.stack([c * normed[i] for i, c in r]).sum() for r in turn])
     return out
 
 
@@ -216,4 +214,14 @@ def rotation(row: Tensor, size: int, is_neox: bool) -> list[list[tuple[int, floa
     return parts
 
 
-RECORDS = [Record("qk_norm_rope", samples, refusals, oracle, QK_NORM_GATES)]
+RECORDS = [
+    Record(
+        "qk_norm_rope",
+        samples,
+        refusals,
+        oracle,
+        QK_NORM_GATES,
+        rows=("qkv", "positions"),
+        far=("qkv",),
+    )
+]

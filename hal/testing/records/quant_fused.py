@@ -205,7 +205,9 @@ def add_oracle(
 
 
 RECORDS = [
-    Record("silu_and_mul_quant", silu_samples, silu_refusals, silu_oracle),
-    Record("rms_norm_quant", norm_samples, norm_refusals, norm_oracle),
-    Record("fused_add_rms_norm_quant", add_samples, add_refusals, add_oracle),
+    Record("silu_and_mul_quant", silu_samples, silu_refusals, silu_oracle, rows=("x",)),
+    Record("rms_norm_quant", norm_samples, norm_refusals, norm_oracle, rows=("x",)),
+    Record(
+        "fused_add_rms_norm_quant", add_samples, add_refusals, add_oracle, rows=("x", "residual")
+    ),
 ]
