@@ -1,14 +1,14 @@
 """The checks: each asks one question of a kernel."""
 
 from hal.testing.checks import (
-    capture,  # isort: skip
-    forms,  # isort: skip
-    gradients,  # isort: skip
-    properties,  # isort: skip
-    results,  # isort: skip  # The order of these imports is that of the columns.
-    rows,  # isort: skip
-    shapes,  # isort: skip
-    statistics,  # isort: skip
+    capture,
+    forms,
+    gradients,
+    properties,
+    results,
+    rows,
+    shapes,
+    statistics,
 )
 from hal.testing.checks.check import CHECKS, THOROUGH, Check, Effort
 
@@ -26,3 +26,11 @@ __all__ = [
     "shapes",
     "statistics",
 ]
+
+_ORDER = (
+    *("numerics", "random", "laws", "statistics", "gradients"),
+    *("purity", "written", "deterministic", "invariance", "offsets", "capture"),
+    *("fake", "symbolic", "opcheck", "out", "in-place", "condition", "refusals"),
+)
+for _name in _ORDER:
+    CHECKS[_name] = CHECKS.pop(_name)

@@ -15,9 +15,9 @@ from hal.testing.subject import Subject, results
 
 __all__: list[str] = []
 
-# A gradient sums over rows what the forward pass rounds once: measured on the reference, at most
-# twice the gate of a result.
-_ROOM = 4
+# A gradient rounds what the forward pass has rounded already: on the reference it is off by up to 1.1
+# times the gate of a result.
+_ROOM = 2
 
 
 def _differentiable(value: Any) -> bool:
@@ -49,20 +49,29 @@ def _seeds(subject: Subject, sample: Sample) -> list[Tensor]:
 def _as_oracle(subject: Subject, sample: Sample) -> None:
     seeds, flat = _seeds(subject, sample), subject.flat(sample)
     leaves = _leaves(flat)
-    got = _vjp(subject.run(_filled(flat, leaves)), leaves, seeds)
+    returned = subject.run(_filled(flat, leaves))
+    got = _vjp(returned, leaves, seeds)
     host = subject.op.flatten(sample.args, sample.kwargs)
     wide = _leaves([v.double() if _differentiable(v) else v for v in host])
     # Seeds are rounded to the results' dtype on one side, so on the other too.
-    dtypes = [result.dtype for result in results(subject.run(subject.flat(sample)))]
-    rounded = [s.to(dtype).double() for s, dtype in zip(seeds, dtypes, strict=True)]
+    rounded = [s.to(r.dtype).double() for s, r in zip(seeds, results(returned), strict=True)]
     want = _vjp(subject.op.call(subject.record.oracle, _filled(host, wide)), wide, rounded)
+    # A wide argument beside a narrow one has a gradient of what was rounded to the narrow dtype.
+    gate = _ROOM * max(GATES[value.dtype] for value in (*leaves, *results(returned)))
     for value, expected in zip(got, want, strict=True):
-        assert_close(value.to("cpu"), expected, _ROOM * GATES[value.dtype])
+        assert_close(value.to("cpu"), expected, gate)
 
 
-def _finite(sample: Sample) -> bool:
+def _moderate(sample: Sample) -> bool:
+    """Whether no value is extreme, and no row so short that it loses its gradient to cancellation.
+
+    The norm of one element is its sign, and what float32 leaves of its gradient is rounding.
+    """
     given = [v for v in (*sample.args, *sample.kwargs.values()) if _differentiable(v)]
-    return all(v.numel() and v.isfinite().all() and v.abs().max() < 1e3 for v in given)
+    return all(
+        v.ndim and v.numel() and v.shape[-1] >= 8 and v.isfinite().all() and v.abs().max() < 1e3
+        for v in given
+    )
 
 
 @check("gradients")
@@ -70,7 +79,7 @@ def gradients(subject: Subject, effort: Effort) -> int:
     """The vector-Jacobian product is that of the float64 oracle."""
     if not subject.op.grad:
         raise NotApplicable("the op has no gradients")
-    smooth = [sample for sample in accepted(subject) if _finite(sample)][:: effort.every]
+    smooth = [sample for sample in accepted(subject) if _moderate(sample)][:: effort.every]
     if not smooth:
         raise NotTried("the kernel takes no sample of moderate values")
     return each(smooth, lambda sample: _as_oracle(subject, sample), lambda sample: sample.name)

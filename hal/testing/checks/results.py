@@ -25,13 +25,16 @@ def _bytes(tensor: Tensor) -> Tensor:
     return whole.set_(storage)  # pyright: ignore[reportArgumentType]
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    # A copy: one row of a wider tensor counts as contiguous with strides that no view can have.
+    return tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
+
+
 def same_bits(got: Tensor | None, want: Tensor | None) -> bool:
     """Whether two tensors hold the same, bit for bit."""
     if got is None or want is None:
         return got is want
-    return torch.equal(
-        got.contiguous().view(-1).view(torch.uint8), want.contiguous().view(-1).view(torch.uint8)
-    )
+    return torch.equal(_bits(got), _bits(want))
 
 
 def _compare(subject: Subject, sample: Sample, returned: Any) -> None:

@@ -63,7 +63,7 @@ def _structure(flat: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(
         (value.dtype, tuple(min(size, 2) for size in value.shape))
         if isinstance(value, Tensor)
-        else (type(value), value)
+        else (type(value), str(value))
         for value in flat
     )
 
@@ -188,7 +188,7 @@ def _registered(subject: Subject, sample: Sample) -> None:
                 # Tracing warns of much that is not this operator's doing.
                 warnings.simplefilter("ignore")
                 utilities = _utilities(arguments)
-                opcheck(form.overload.default, tuple(map(_finite, arguments)), test_utils=utilities)
+                opcheck(form.overload, tuple(map(_finite, arguments)), test_utils=utilities)
 
 
 @check("opcheck")

@@ -219,13 +219,12 @@ def gemma_fused_oracle(
 def layer_oracle(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5
 ) -> Tensor:
-    out = x.double().clone(memory_format=torch.contiguous_format)
-    for row in out.view(-1, x.shape[-1]) if out.numel() else ():
-        mean = torch.dot(row, torch.ones_like(row)) / len(row)
-        row -= mean
-        row /= math.sqrt(torch.dot(row, row) / len(row) + eps) or math.nan
+    count = max(x.shape[-1], 1)
+    centred = x.double() - torch.einsum("...d->...", x.double())[..., None] / count
+    variance = torch.einsum("...d,...d->...", centred, centred)[..., None] / count
+    out = centred / torch.sqrt(variance + eps)
     if weight is not None:
-        out *= weight.double()
+        out = torch.einsum("...d,d->...d", out, weight.double())
     return out if bias is None else out + bias.double()
 
 
