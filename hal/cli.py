@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 import hal
 from hal.arguments import dtype_named, fitting, given, parsed_shape, parsed_value
@@ -26,10 +20,9 @@ from hal.op import OPS, Op
 from hal.policy import op_name
 from hal.report import Report
 from hal.select import Choice
+from hal.terminal import asked, emit, say, show
 
 __all__ = ["app", "main"]
-
-Result = TypeVar("Result")
 
 app = typer.Typer(
     help="What hal found on this machine, which kernels it chooses, and why.",
@@ -41,59 +34,6 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 OnDevice = Annotated[str | None, typer.Option("--device", help="Where, in torch's notation.")]
-
-# Columns of prose, which wrap; any other cell is a name to copy, and stays whole when it is narrow.
-_PROSE = {"capabilities", "claims", "does", "reason", "why"}
-
-
-def fail(message: object, status: int = 2) -> NoReturn:
-    """End with one line on stderr."""
-    typer.echo(f"hal: {' '.join(str(message).split())}", err=True)
-    raise typer.Exit(status)
-
-
-def asked(question: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Ask hal; whatever backends print goes to stderr, and a refusal ends the command."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return question(*args, **kwargs)
-    except hal.InvalidInput as error:
-        fail(error)
-    except hal.HalError as error:
-        fail(error, status=1)
-
-
-def emit(data: object) -> None:
-    """Print JSON."""
-    typer.echo(json.dumps(data, indent=2))
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def say(text: str = "") -> None:
-    """Print a line of prose, wrapped to the terminal."""
-    _console().print(_printable(text))
-
-
-def show(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table, as wide as its names need it even if the terminal is narrower."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in headers:
-        prose = header in _PROSE
-        table.add_column(header, no_wrap=not prose, overflow="fold" if prose else "ignore")
-    for row in rows:
-        table.add_row(*(_printable(cell) for cell in row))
-    console = _console()
-    unlimited = console.options.update(width=10_000)
-    console.width = max(console.width, Measurement.get(console, unlimited, table).minimum)
-    console.print(table)
-
-
-def _printable(text: str) -> str:
-    """Without control characters, which the message of a backend may bring along."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _device(name: str | None) -> Device | None:
@@ -279,6 +219,43 @@ def doctor(as_json: Json = False) -> None:
         names = ", ".join(map(str, report.devices)) or "no device"
         say(f"{len(found) or 'nothing'} wrong; {len(OPS)} ops looked at on {names}")
     if found:
+        raise typer.Exit(1)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+@app.command()
+def check(
+    backend: Annotated[str, typer.Argument(help="The name of a backend.")],
+    ops: Annotated[str | None, typer.Option(help="Some operators, separated by commas.")] = None,
+    checks: Annotated[str | None, typer.Option(help="Some checks, separated by commas.")] = None,
+    device: OnDevice = None,
+    thorough: Annotated[bool, typer.Option(help="Every sample for every check; slow.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the outcome as JSON here.")] = None,
+    record: Annotated[bool, typer.Option(help="Keep the outcome, for `hal report`.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold a backend to what it claims: what is proven, what is refuted, what was not tried.
+
+    The exit status is 1 if something is refuted.
+    """
+    from hal.testing.command import conformance  # With samples and oracles, which take a while.
+
+    verdict = asked(conformance, backend, device, _words(ops), _words(checks), thorough)
+    for path in filter(None, (output, verdict.recorded if record else None)):
+        verdict.write(path)
+    if as_json:
+        emit(verdict.to_dict())
+    else:
+        show(("", "check", "asks"), verdict.legend())
+        say()
+        show(*verdict.table())
+        for line in (*verdict.marks(), *verdict.device_lines(), *verdict.remarks()):
+            say(line)
+        say(verdict.summary())
+    if not verdict.ok:
         raise typer.Exit(1)
 
 

@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from hal.evidence import standing, standing_of_device
 from hal.hardware import Device
 from hal.op import OPS
 from hal.plugins import BackendInfo, registry
@@ -20,7 +21,7 @@ from hal.probe import devices
 from hal.select import Choice, choose
 from hal.version import __version__
 
-__all__ = ["Report", "backends", "fingerprint", "report", "traits"]
+__all__ = ["Report", "backends", "capabilities", "fingerprint", "report"]
 
 _TRAITS = ("graph_safe", "deterministic", "batch_invariant", "pdl")
 
@@ -44,13 +45,26 @@ class Report:
             "torch": torch.__version__,
             "devices": [found.to_dict() for found in self.devices],
             "backends": [info.to_dict() for info in self.backends],
-            "choices": [choice.to_dict() | {"traits": traits(choice)} for choice in self.choices],
+            "choices": [
+                choice.to_dict() | {"traits": self.traits(choice)} for choice in self.choices
+            ],
+            "capabilities": {str(found): capabilities(found) for found in self.devices},
             "repairs": self.repairs,
             "problems": list(self.problems),
         }
 
+    def traits(self, choice: Choice) -> dict[str, str]:
+        """The traits that the chosen kernel claims, each ``claimed``, ``proven`` or ``refuted``."""
+        chosen = choice.chosen
+        if chosen is None or chosen.offered is None:
+            return {}
+        versions = {info.name: info.version for info in self.backends}
+        told = choice.op, str(chosen), versions.get(chosen.backend, ""), choice.device
+        held = [trait for trait in _TRAITS if getattr(chosen.offered, trait)]
+        return {trait: standing(*told, trait) for trait in held}
+
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Op, device, kernel, why, and the traits it claims, a row for each choice."""
+        """Op, device, kernel, why, and how its traits stand, a row for each choice."""
         return [
             (
                 choice.op,
@@ -59,7 +73,7 @@ class Report:
                 choice.chosen.reason
                 if choice.chosen
                 else "; ".join(c.reason for c in choice.candidates),
-                " ".join(traits(choice)),
+                ", ".join(f"{trait} {word}" for trait, word in self.traits(choice).items()),
             )
             for choice in self.choices
         ]
@@ -75,10 +89,10 @@ class Report:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def traits(choice: Choice) -> list[str]:
-    """The traits that the chosen kernel claims."""
-    offered = choice.chosen.offered if choice.chosen else None
-    return [trait for trait in _TRAITS if offered is not None and getattr(offered, trait)]
+def capabilities(device: Device) -> dict[str, str]:
+    """What a device is said to be capable of, each ``claimed``, ``proven`` or ``refuted``."""
+    ordered = sorted(device.capabilities, key=lambda capability: capability.value)
+    return {each.value: standing_of_device(device, each) for each in ordered}
 
 
 def report(
@@ -93,7 +107,7 @@ def report(
     Example:
         >>> print(hal.report("cpu", ops=["softmax"]))  # doctest: +NORMALIZE_WHITESPACE
         op       device  kernel        why        claims
-        softmax  cpu     native:torch  reference  graph_safe deterministic
+        softmax  cpu     native:torch  reference  graph_safe claimed, deterministic claimed
     """
     places = devices() if device is None else [find_device(device)]
     choices = [choose(OPS[name], where, current()) for where in places for name in op_names(ops)]

@@ -9,9 +9,12 @@ import warnings
 
 import attrs
 
-__all__ = ["Settings", "settings"]
+__all__ = ["Settings", "recorded", "settings"]
 
-_NAMES = ("HAL_DISABLE", "HAL_PLUGINS", "HAL_PREFER", "HAL_SAFE", "HAL_STRICT", "HAL_USE")
+_NAMES = (
+    *("HAL_DISABLE", "HAL_EVIDENCE", "HAL_PLUGINS", "HAL_PREFER"),
+    *("HAL_SAFE", "HAL_STRICT", "HAL_USE"),
+)
 
 
 @attrs.frozen
@@ -27,6 +30,7 @@ class Settings:
             ``plugins``.
         safe: ``HAL_SAFE=1``, the reference alone; no other backend is imported.
         strict: ``HAL_STRICT=1``, a backend or kernel that cannot be had is an error.
+        evidence: ``HAL_EVIDENCE``, files that ``hal check`` wrote, separated as in ``PATH``.
     """
 
     use: str = ""
@@ -35,6 +39,7 @@ class Settings:
     disable: frozenset[str] = frozenset()
     safe: bool = False
     strict: bool = False
+    evidence: tuple[str, ...] = ()
 
 
 def _words(text: str) -> frozenset[str]:
@@ -46,6 +51,12 @@ def _switch(name: str) -> bool:
     if value not in ("", "0", "1"):
         warnings.warn(f"{name}={value!r} is neither 0 nor 1; it counts as 1", stacklevel=2)
     return value not in ("", "0")
+
+
+def recorded() -> str:
+    """The folder where ``hal check --record`` keeps evidence, among the user's data as XDG has it."""
+    data = os.environ.get("XDG_DATA_HOME") or os.path.join("~", ".local", "share")
+    return os.path.join(os.path.expanduser(data), "hal", "evidence")
 
 
 def _warn_of_unknown_names() -> None:
@@ -68,4 +79,5 @@ def settings() -> Settings:
         disable=_words(os.environ.get("HAL_DISABLE", "")),
         safe=_switch("HAL_SAFE"),
         strict=_switch("HAL_STRICT"),
+        evidence=tuple(filter(None, os.environ.get("HAL_EVIDENCE", "").split(os.pathsep))),
     )

@@ -39,6 +39,7 @@ FOREIGN = {
 ALLOWED = {
     ("hardware.py", "triton"): "a capability: whether Triton kernels compile and run",
     ("discovery.py", "native"): "the reference has to be known by name",
+    ("subject.py", "cpu"): "where the kit's samples are made and its oracles compute",
     ("compat.py", "privateuse"): "torch's dispatch keys for devices it does not know",
 }
 # torch's device without data is not a device of any vendor.

@@ -149,7 +149,7 @@ def test_chosen_before_what_hal_ships(beside: list[Path]) -> None:
     }
     assert answer["ran"] == ["loopback:torch"]
     assert answer["preferred"] == ["native:torch"]
-    assert answer["invariant"] == ["deterministic batch_invariant"]
+    assert answer["invariant"] == ["deterministic claimed, batch_invariant claimed"]
     assert loopback(answer) == {
         "name": "loopback",
         "distribution": "hal-loopback",

@@ -48,8 +48,8 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheel: dict[str, str]) -> N
     info = f"torch_hal-{hal.__version__}.dist-info"
     packages = {name for name in wheel if not name.startswith(f"{info}/")}
     backends = [path for path in (ROOT / "backends").glob("*/*") if path.is_dir()]
-    assert packages == sources(ROOT / "hal").union(*map(sources, backends))
-    assert {name.partition("/")[0] for name in wheel} == {"hal", "hal_native", info}
+    assert packages == sources(ROOT / "hal").union(*map(sources, [ROOT / "hal_pytest", *backends]))
+    assert {name.partition("/")[0] for name in wheel} == {"hal", "hal_native", "hal_pytest", info}
     assert {"hal/py.typed", "hal/ops/__init__.pyi", "hal_native/py.typed"} <= packages
     assert f"{info}/licenses/LICENSE" in wheel
 
@@ -59,7 +59,7 @@ def test_metadata(wheel: dict[str, str]) -> None:
     metadata = HeaderParser().parsestr(wheel[f"{info}/METADATA"])
     assert (metadata["Name"], metadata["Version"]) == ("torch-hal", hal.__version__)
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = {"triton", "cuda", "musa", "test", "dev", "examples"}
+    extras = {"triton", "cuda", "musa", "test", "dev", "examples", "testing"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     names = ["attrs", "packaging", "pluggy", "rich", "torch", "typer"]

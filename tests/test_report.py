@@ -55,8 +55,10 @@ def test_readable() -> None:
             forced = hal.report(ACME, ops=["layer_norm"])
     assert str(report).splitlines() == [
         "op          device  kernel        why                          claims",
-        "softmax     acme:0  b:fast        third-party for this device  deterministic pdl",
-        "layer_norm  acme:0  native:torch  reference                    graph_safe deterministic",
+        "softmax     acme:0  b:fast        third-party for this device  "
+        "deterministic claimed, pdl claimed",
+        "layer_norm  acme:0  native:torch  reference                    "
+        "graph_safe claimed, deterministic claimed",
         "backend broken is failed: ImportError: no libfast",
         "problem: b: softmax: takes long",
     ]
@@ -72,7 +74,7 @@ def test_plain_data() -> None:
         report = hal.report(ACME, ops=["softmax"])
     data = report.to_dict()
     assert json.loads(json.dumps(data)) == data
-    assert data["choices"] == [report.choices[0].to_dict() | {"traits": ["pdl"]}]
+    assert data["choices"] == [report.choices[0].to_dict() | {"traits": {"pdl": "claimed"}}]
     assert data["devices"] == [ACME.to_dict()]
     assert [info["name"] for info in data["backends"]] == ["b", "native"]
     assert data["repairs"] == {"views": "applied"}

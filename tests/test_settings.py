@@ -34,6 +34,7 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"HAL_SAFE": "1"}, Settings(safe=True)),
         ({"HAL_SAFE": "0", "HAL_STRICT": "1"}, Settings(strict=True)),
         ({"HAL_SAFE": "", "HAL_STRICT": "0"}, Settings()),
+        ({"HAL_EVIDENCE": os.pathsep.join(["a", "", "b"])}, Settings(evidence=("a", "b"))),
     ],
 )
 def test_variables(
@@ -51,8 +52,8 @@ def test_variables(
         ("HAL_DISABLED", "HAL_DISABLED is not a setting of hal; did you mean HAL_DISABLE?"),
         (
             "HAL_9000_COLOUR",
-            "HAL_9000_COLOUR is not a setting of hal; known: HAL_DISABLE, HAL_PLUGINS, HAL_PREFER, "
-            "HAL_SAFE, HAL_STRICT, HAL_USE",
+            "HAL_9000_COLOUR is not a setting of hal; known: HAL_DISABLE, HAL_EVIDENCE, HAL_PLUGINS, "
+            "HAL_PREFER, HAL_SAFE, HAL_STRICT, HAL_USE",
         ),
     ],
 )

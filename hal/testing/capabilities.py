@@ -11,6 +11,7 @@ from hal.hardware import Capability, Device
 from hal.testing.checks import Effort
 from hal.testing.checks.capture import graph_class
 from hal.testing.outcome import NotApplicable, NotTried
+from hal.testing.subject import HOST
 
 __all__ = ["CAPABILITIES"]
 
@@ -20,7 +21,7 @@ Proof = Callable[[Device, Effort], int]
 def _bf16(device: str) -> int:
     values = torch.randn(1024, generator=torch.Generator().manual_seed(0)).bfloat16()
     for operation in (torch.add, torch.mul, torch.sub):
-        got = operation(values.to(device), values.flip(0).to(device)).to("cpu")
+        got = operation(values.to(device), values.flip(0).to(device)).to(HOST)
         assert torch.equal(got, operation(values, values.flip(0))), f"{operation.__name__} differs"
     return 3 * 1024
 
@@ -29,9 +30,9 @@ def _fp8(device: str) -> int:
     codes = torch.arange(256).to(torch.uint8)
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         there = codes.to(device).view(dtype)
-        got, want = there.float().to("cpu"), codes.view(dtype).float()
+        got, want = there.float().to(HOST), codes.view(dtype).float()
         assert torch.equal(got.nan_to_num(), want.nan_to_num()), f"{dtype} reads differently"
-        back = there.float().to(dtype).view(torch.uint8).to("cpu")
+        back = there.float().to(dtype).view(torch.uint8).to(HOST)
         assert torch.equal(back[want.isfinite()], codes[want.isfinite()]), f"{dtype} is not kept"
     return 2 * 256
 

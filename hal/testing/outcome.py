@@ -49,7 +49,8 @@ class Cell:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cell:
         """The inverse of ``to_dict``."""
-        return cls(**data | {"status": Status(data["status"])})
+        fields: dict[str, Any] = {**data, "status": Status(data["status"])}
+        return cls(**fields)
 
 
 class NotApplicable(Exception):

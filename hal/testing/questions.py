@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import attrs
 
 from hal.errors import BackendError, InvalidInput
+from hal.evidence import DEVICE
 from hal.hardware import Device
 from hal.offers import Offer, offers
 from hal.op import OPS
@@ -22,13 +23,10 @@ from hal.testing.outcome import NotApplicable, Refuted
 from hal.testing.records import RECORDS
 from hal.testing.subject import Subject
 
-__all__ = ["DEVICE", "OFFER", "Question", "gaps_of", "loaded", "questions", "where"]
+__all__ = ["OFFER", "Question", "gaps_of", "loaded", "questions", "where"]
 
 OFFER = "offer"
 """The check of what a backend answers for an op where that is no kernel."""
-
-DEVICE = "(device)"
-"""In place of an op, for what is claimed of the device."""
 
 
 @attrs.frozen(eq=False)

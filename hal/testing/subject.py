@@ -19,7 +19,11 @@ from hal.policy import use
 from hal.testing.record import Record, Refusal, Sample
 from hal.validate import as_tuple
 
-__all__ = ["Subject", "expected", "placed", "results", "samples"]
+__all__ = ["HOST", "Subject", "expected", "memory", "placed", "results", "samples"]
+
+
+HOST = "cpu"
+"""Where samples are made and oracles compute."""
 
 
 @functools.cache
@@ -37,6 +41,12 @@ def expected(record: Record, sample: Sample) -> tuple[Any, ...]:
 def results(returned: Any) -> tuple[Any, ...]:
     """The results that are there."""
     return tuple(result for result in as_tuple(returned) if result is not None)
+
+
+def memory(tensor: Tensor) -> Tensor:
+    """The bytes of all the memory that a tensor's elements lie in, also between and around them."""
+    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return whole.set_(tensor.untyped_storage())  # pyright: ignore[reportArgumentType]
 
 
 class _Mover:
@@ -57,8 +67,7 @@ class _Mover:
         storage = value.untyped_storage()
         if storage._cdata not in self.storages:  # pyright: ignore[reportPrivateUsage]
             # A tensor of bytes moves to any device; a storage moves to those torch knows.
-            whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # pyright: ignore[reportArgumentType]
-            self.storages[storage._cdata] = whole.clone().to(self.device)  # pyright: ignore[reportPrivateUsage]
+            self.storages[storage._cdata] = memory(value).clone().to(self.device)  # pyright: ignore[reportPrivateUsage]
         return self.storages[storage._cdata]  # pyright: ignore[reportPrivateUsage]
 
 

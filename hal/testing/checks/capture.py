@@ -12,7 +12,7 @@ from hal.testing.checks.check import Effort, accepted, check, claimed, each
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotTried
 from hal.testing.record import Sample
-from hal.testing.subject import Subject, results
+from hal.testing.subject import HOST, Subject, results
 
 __all__ = ["graph_class"]
 
@@ -82,7 +82,7 @@ def _replays(subject: Subject, sample: Sample) -> None:
         want = results(subject.op.call(subject.record.oracle, data))
         for got, expected in zip(results(returned), want, strict=True):
             gate = subject.record.gates.get(got.dtype, 0.0)
-            assert_close(got.to("cpu"), expected, gate)
+            assert_close(got.to(HOST), expected, gate)
 
 
 def _capturable(sample: Sample) -> bool:

@@ -17,7 +17,7 @@ from hal.testing.checks.results import same_bits
 from hal.testing.outcome import NotApplicable
 from hal.testing.parts import parts
 from hal.testing.record import Refusal, Sample
-from hal.testing.subject import Subject, placed, samples
+from hal.testing.subject import Subject, memory, placed, samples
 from hal.validate import as_tuple
 
 __all__ = ["expanded"]
@@ -29,7 +29,7 @@ def _like(result: Tensor | None) -> Tensor | None:
     target = torch.empty_strided(
         result.shape, result.stride(), dtype=result.dtype, device=result.device
     )
-    target.untyped_storage().fill_(0x35)
+    memory(target).fill_(0x35)
     return target
 
 

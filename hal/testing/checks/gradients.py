@@ -11,12 +11,12 @@ from hal.testing.checks.check import Effort, accepted, check, each
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotApplicable, NotTried
 from hal.testing.record import GATES, Sample
-from hal.testing.subject import Subject, results
+from hal.testing.subject import HOST, Subject, results
 
 __all__: list[str] = []
 
-# A gradient rounds what the forward pass has rounded already: on the reference it is off by up to 1.1
-# times the gate of a result.
+# A gradient rounds what the forward pass has rounded already: on the reference it is off by up to
+# 1.1 times the gate of a result.
 _ROOM = 2
 
 
@@ -36,7 +36,8 @@ def _filled(flat: list[Any], leaves: list[Tensor]) -> list[Any]:
 def _vjp(returned: Any, leaves: list[Tensor], seeds: list[Tensor]) -> list[Tensor]:
     found = [r for r in results(returned) if r.requires_grad]
     weights = [s.to(r.device, r.dtype) for s, r in zip(seeds, found, strict=True)]
-    given = torch.autograd.grad(found, leaves, weights, allow_unused=True)
+    # Without allow_unused its type has no None.
+    given: Any = torch.autograd.grad(found, leaves, weights, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, given, strict=True)]
 
 
@@ -59,7 +60,7 @@ def _as_oracle(subject: Subject, sample: Sample) -> None:
     # A wide argument beside a narrow one has a gradient of what was rounded to the narrow dtype.
     gate = _ROOM * max(GATES[value.dtype] for value in (*leaves, *results(returned)))
     for value, expected in zip(got, want, strict=True):
-        assert_close(value.to("cpu"), expected, gate)
+        assert_close(value.to(HOST), expected, gate)
 
 
 def _moderate(sample: Sample) -> bool:

@@ -6,7 +6,7 @@ from hal.testing.cases import case
 from hal.testing.checks.check import Effort, check, each
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotApplicable, NotTried
-from hal.testing.subject import Subject, results
+from hal.testing.subject import HOST, Subject, results
 
 __all__: list[str] = []
 
@@ -17,7 +17,7 @@ def _right(subject: Subject, seed: int) -> None:
     want = results(subject.record.oracle(*drawn.args, **drawn.kwargs))
     for result, expected in zip(got, want, strict=True):
         gate = subject.record.gates.get(result.dtype, 0.0)
-        assert_close(result.to("cpu"), expected, gate)
+        assert_close(result.to(HOST), expected, gate)
 
 
 @check("random")

@@ -13,16 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hal.testing.checks.check import Effort, check, claimed, sampled
 from hal.testing.compare import assert_close
 from hal.testing.record import Sample
-from hal.testing.subject import Subject, expected, results
+from hal.testing.subject import HOST, Subject, expected, memory, results
 
 __all__ = ["same_bits"]
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """All that a tensor's memory holds, also between and around its elements."""
-    storage = tensor.untyped_storage()
-    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return whole.set_(storage)  # pyright: ignore[reportArgumentType]
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -42,7 +35,7 @@ def _compare(subject: Subject, sample: Sample, returned: Any) -> None:
     assert len(found) == len(wanted), f"{len(found)} results, not {len(wanted)}"
     for got, want in zip(found, wanted, strict=True):
         gate = subject.record.gates.get(got.dtype, 0.0)
-        assert_close(got.to("cpu"), want, gate)
+        assert_close(got.to(HOST), want, gate)
 
 
 @check("numerics")
@@ -65,11 +58,11 @@ def _pure(subject: Subject, sample: Sample) -> None:
     }
     # What shares memory with a target is written with it.
     targets = [tensors[name] for name in _written(subject) if name in tensors]
-    before = {name: _bytes(tensor).clone() for name, tensor in tensors.items()}
+    before = {name: memory(tensor).clone() for name, tensor in tensors.items()}
     found = results(subject.run(flat))
     for name, tensor in tensors.items():
         if not any(_shared(tensor, target) for target in targets):
-            assert torch.equal(_bytes(tensor), before[name]), f"wrote into {name}"
+            assert torch.equal(memory(tensor), before[name]), f"wrote into {name}"
     if not targets:
         _check_own(found, tensors)
 
@@ -121,7 +114,7 @@ class Poisoned(TorchDispatchMode):
 def _fill(made: Tensor, value: float) -> Tensor:
     if made.dtype.is_floating_point and made.dtype.itemsize > 1:
         return made.fill_(value)
-    made.untyped_storage().fill_(0x7F if math.isnan(value) else 0x35)
+    memory(made).fill_(0x7F if math.isnan(value) else 0x35)
     return made
 
 

@@ -13,7 +13,7 @@ from hal.testing.compare import assert_close
 from hal.testing.outcome import NotApplicable, NotTried
 from hal.testing.parts import parts
 from hal.testing.record import Sample
-from hal.testing.subject import Subject, expected, placed, results
+from hal.testing.subject import HOST, Subject, expected, placed, results
 from hal.validate import as_tuple
 
 __all__ = ["STRIDE"]
@@ -89,7 +89,7 @@ def _far_apart(subject: Subject, name: str) -> None:
         return
     want = expected(subject.record, sample)
     for got, wanted in zip(results(subject.run(flat)), want, strict=True):
-        assert_close(got.to("cpu"), wanted, subject.record.gates.get(got.dtype, 0.0))
+        assert_close(got.to(HOST), wanted, subject.record.gates.get(got.dtype, 0.0))
 
 
 @check("offsets", isolated=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hal.testing.checks.check import Effort, check, each
 from hal.testing.outcome import NotApplicable
-from hal.testing.subject import Subject
+from hal.testing.subject import HOST, Subject
 
 __all__ = ["ALPHA", "MIXED", "STATISTICS", "Sampler", "draws", "frequencies", "p_value"]
 
@@ -33,7 +33,7 @@ def draws(probs: Tensor, seed: Any, count: int, sampler: Sampler, **kwargs: Any)
     """Draw ``count`` tokens from one row of probabilities."""
     indices = torch.zeros(count, dtype=torch.int64, device=probs.device)
     kwargs = {"offset": 0} | kwargs
-    return sampler(probs[None], seed=seed, indices=indices, **kwargs).to("cpu")
+    return sampler(probs[None], seed=seed, indices=indices, **kwargs).to(HOST)
 
 
 def p_value(ids: Tensor, probs: Tensor) -> float:
@@ -113,10 +113,10 @@ def losers(sampler: Sampler, device: str, count: int) -> None:
     del count
     generator = torch.Generator().manual_seed(0)
     probs = torch.rand(256, 24, generator=generator)
-    winners = sampler(probs.to(device), seed=0, offset=0).to("cpu")
+    winners = sampler(probs.to(device), seed=0, offset=0).to(HOST)
     weaker = probs * torch.rand(256, 24, generator=generator)
     weaker.scatter_(1, winners.long()[:, None], probs.gather(1, winners.long()[:, None]))
-    again = sampler(weaker.to(device), seed=0, offset=0).to("cpu")
+    again = sampler(weaker.to(device), seed=0, offset=0).to(HOST)
     assert torch.equal(again, winners), "noise moves among tokens"
 
 
