@@ -137,8 +137,9 @@ def check_unrecorded(op: str, given: Sequence[Any]) -> None:
 def _facts(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return None if value is None else type(value)
-    # The strides of an empty tensor say nothing.
-    return list(value.shape), value.dtype, value.stride() if value.numel() else None
+    # The strides of an empty tensor say nothing, nor does that of a dimension of one element.
+    strides = [s for n, s in zip(value.shape, value.stride(), strict=True) if n > 1]
+    return list(value.shape), value.dtype, strides if value.numel() else None
 
 
 def _shown(value: Any) -> str:

@@ -25,6 +25,16 @@ def gated(gate: float, up: float, **limits: float) -> float:
     return swigluoai_and_mul(torch.tensor([gate, up]).double(), **limits).item()
 
 
+# gelu_and_mul
+
+
+def test_the_largest_gates_pass_whatever_the_layout() -> None:
+    for gate in (INF, 3e38, 2e38):
+        x = torch.cat((torch.full((2, 64), gate), torch.full((2, 64), 1.0)), dim=-1)
+        for rows in (x, x[:1], x[0], x.t().contiguous().t()):
+            assert (hal.ops.gelu_and_mul(rows) == gate).all()
+
+
 # swigluoai_and_mul
 
 

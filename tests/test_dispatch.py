@@ -396,3 +396,11 @@ def test_a_call_costs_less_than_a_third_of_what_the_torch_operator_costs() -> No
         ours = overhead(hal.ops.silu_and_mul, kernel_itself)
         torchs = overhead(torch.ops.hal.silu_and_mul, kernel_itself)
     assert ours < torchs / 3
+
+
+def test_the_stride_of_a_dimension_of_one_element_is_of_no_account() -> None:
+    # What torch computes from one row of a transposed tensor is contiguous with strides (1, 1).
+    row = torch.randn(64, 3).t()[:1]
+    assert (row * 2).stride() == (1, 1)
+    torch.testing.assert_close(hal.ops.silu_and_mul(row), hal.ops.silu_and_mul(row.contiguous()))
+    torch.testing.assert_close(hal.ops.rms_norm(row, None), hal.ops.rms_norm(row.clone(), None))

@@ -60,9 +60,11 @@ class Record:
         oracle: The op in float64, sharing no code with any implementation; takes a sample's
             arguments and returns float64 (or integer) results.
         gates: Relative norm allowed by the dtype of the result.
-        rows: The tensors that every result follows row by row, along their leading dimension.
+        rows: The tensors that every result follows row by row, along their leading dimension. The
+            first has one only with two dimensions or more; another that has not as many rows in a
+            call, such as one scale for all, is left whole.
         parts: Splits a call, given by the names of its arguments, into calls for some of its rows;
-            without it ``rows`` are cut. None if the results of a row need all rows.
+            without it ``rows`` are cut. With neither the results of a row need all rows.
         far: The tensors whose leading dimension may have any stride; without it ``rows``.
     """
 

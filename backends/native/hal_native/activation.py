@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch.nn.functional import gelu, relu, silu
@@ -19,7 +20,9 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 def gelu_and_mul(x: Tensor) -> Tensor:
     gate, up = wide(x).chunk(2, dim=-1)
-    return (gelu(gate) * up).to(x.dtype).contiguous()
+    # torch's gelu of contiguous float32 is NaN at infinity, and infinite for 3e38.
+    half = (1 + (gate * math.sqrt(0.5)).erf()) / 2
+    return (gate * half * up).to(x.dtype).contiguous()
 
 
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:

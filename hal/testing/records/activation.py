@@ -9,31 +9,28 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 SIZES = [0, 2, 6, 14, 16, 30, 32, 34, 62, 66, 126, 128, 130, 254, 256, 258, 1408, 2816]
 
 
 def samples() -> Iterator[Sample]:
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
+    draw = Draws()
     for size in SIZES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            yield Sample(f"3x{size} {dtype}", (randn(3, size, dtype=dtype),))
-    yield Sample("float64", (randn(5, 64, dtype=torch.float64),))
+            yield Sample(f"3x{size} {dtype}", (draw(3, size, dtype=dtype),))
+    yield Sample("float64", (draw(5, 64, dtype=torch.float64),))
     for shape in [(0, 8), (8,), (2, 3, 8), (2, 1, 3, 8), (1, 16384)]:
-        yield Sample(f"shape {shape}", (randn(*shape),))
-    yield Sample("transposed", (randn(64, 3).t(),))
-    yield Sample("rows of a wider tensor", (randn(4, 96)[:, 16:80],))
-    yield Sample("every other row", (randn(8, 32)[::2],))
-    yield Sample("every other column", (randn(4, 64)[:, ::2],))
-    yield Sample("expanded", (randn(1, 32).expand(4, 32),))
-    yield Sample("offset by one element", (randn(129)[1:].view(2, 64),))
+        yield Sample(f"shape {shape}", (draw(*shape),))
+    yield Sample("transposed", (draw(64, 3).t(),))
+    yield Sample("rows of a wider tensor", (draw(4, 96)[:, 16:80],))
+    yield Sample("every other row", (draw(8, 32)[::2],))
+    yield Sample("every other column", (draw(4, 64)[:, ::2],))
+    yield Sample("expanded", (draw(1, 32).expand(4, 32),))
+    yield Sample("offset by one element", (draw(129)[1:].view(2, 64),))
     for value in (0.0, 1e4, -6e4, 1e-38, math.inf, -math.inf, math.nan):
         yield Sample(f"all {value}", (torch.full((2, 64), value),))
-    one_nan = randn(4, 64)
+    one_nan = draw(4, 64)
     one_nan[1, 5] = math.nan
     yield Sample("one NaN", (one_nan,))
 
@@ -69,7 +66,7 @@ def gelu_tanh_oracle(x: Tensor) -> Tensor:
 
 def oai_samples() -> Iterator[Sample]:
     yield from samples()
-    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * 10
+    x = Draws(1)(4, 64) * 10
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         yield Sample(f"beyond the limit {dtype}", (x.to(dtype),))
     for alpha, limit in [(1.0, 3.5), (-0.5, 7.0), (0.0, 1), (2, 1e-3), (1.702, math.inf)]:
@@ -101,29 +98,25 @@ POINTWISE_SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 
 
 def tensors() -> Iterator[tuple[str, Tensor]]:
     """What an op that takes any shape may be given."""
-    generator = torch.Generator().manual_seed(2)
-
-    def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (torch.randn(shape, generator=generator) * 2).to(dtype)
-
+    draw = Draws(2, 2.0)
     for size in POINTWISE_SIZES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            yield f"3x{size} {dtype}", randn(3, size, dtype=dtype)
-    yield "float64", randn(5, 33, dtype=torch.float64)
+            yield f"3x{size} {dtype}", draw(3, size, dtype=dtype)
+    yield "float64", draw(5, 33, dtype=torch.float64)
     for shape in [(), (0,), (9,), (0, 8), (2, 3, 7), (2, 1, 3, 7), (2, 0, 3, 7), (1, 16385)]:
-        yield f"shape {shape}", randn(*shape)
-    yield "transposed", randn(33, 3).t()
-    yield "rows of a wider tensor", randn(4, 96)[:, 17:80]
-    yield "every other row", randn(8, 33)[::2]
-    yield "every other column", randn(4, 65)[:, ::2]
-    yield "expanded", randn(1, 33).expand(4, 33)
-    yield "offset by one element", randn(130)[1:].view(3, 43)
+        yield f"shape {shape}", draw(*shape)
+    yield "transposed", draw(33, 3).t()
+    yield "rows of a wider tensor", draw(4, 96)[:, 17:80]
+    yield "every other row", draw(8, 33)[::2]
+    yield "every other column", draw(4, 65)[:, ::2]
+    yield "expanded", draw(1, 33).expand(4, 33)
+    yield "offset by one element", draw(130)[1:].view(3, 43)
     for value in (0.0, -0.0, 1e4, -6e4, 1e-38, -1e-38, math.inf, -math.inf, math.nan):
         yield f"all {value}", torch.full((2, 65), value)
     half = torch.tensor([6e4, -6e4, 300.0, -300.0, 6e-8, math.inf, math.nan] * 10)
     yield "extremes of float16", half.half()
     yield "extremes of bfloat16", (half * 1e33).bfloat16()
-    one_nan = randn(4, 65)
+    one_nan = draw(4, 65)
     one_nan[1, 5] = math.nan
     yield "one NaN", one_nan
 
@@ -149,16 +142,16 @@ def quick_gelu_oracle(x: Tensor) -> Tensor:
 
 
 def mul_add_samples() -> Iterator[Sample]:
-    generator = torch.Generator().manual_seed(3)
+    draw = Draws(3)
     scales = [0.1, -2.5, 0.0, 1, 3.0]
     for i, (name, x) in enumerate(tensors()):
-        y = torch.randn(x.shape, generator=generator).to(x.dtype)
+        y = draw(*x.shape, dtype=x.dtype)
         yield Sample(name, (x, y, scales[i % len(scales)]))
-    x = torch.randn(5, 33, generator=generator)
+    x = draw(5, 33)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         yield Sample(f"x {dtype}", (x.to(dtype), x + 1, 0.3))
         yield Sample(f"y {dtype}", (x, (x + 1).to(dtype), 0.3))
-    yield Sample("y transposed", (x, torch.randn(33, 5, generator=generator).t(), 0.3))
+    yield Sample("y transposed", (x, draw(33, 5).t(), 0.3))
     yield Sample("y expanded", (x, x[:1].expand(5, 33), 0.3))
     yield Sample("y of NaN", (x, x * math.nan, 0.0))
     yield Sample("x is y", (x, x, 2.0))

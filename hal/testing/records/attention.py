@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Refusal, Sample
+from hal.testing.records.draws import Draws
 
 HALVES = (torch.float16, torch.bfloat16)
 LENGTHS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 257]
@@ -18,14 +19,8 @@ HEAD_DIMS = [1, 2, 3, 7, 8, 31, 33, 64, 65, 80, 96, 128, 129, 192, 255, 256]
 RAGGED = ([3, 0, 1, 9, 2], [5, 4, 0, 9, 33])
 
 
-class Maker:
-    """Draws the arguments of attention calls, the same ones for the same seed."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(dtype)
+class Maker(Draws):
+    """Draws the arguments of attention calls."""
 
     def varlen(
         self,
@@ -39,9 +34,9 @@ class Maker:
         """Arguments of ``varlen_attention`` for sequences of these queries and keys."""
         value_head_dim = head_dim if value_head_dim is None else value_head_dim
         tokens, keys = sum(lens[0]), sum(lens[1])
-        q = self.randn(tokens, heads[0], head_dim, dtype=dtype)
-        k = self.randn(keys, heads[1], head_dim, dtype=dtype)
-        v = self.randn(keys, heads[1], value_head_dim, dtype=dtype)
+        q = self(tokens, heads[0], head_dim, dtype=dtype)
+        k = self(keys, heads[1], head_dim, dtype=dtype)
+        v = self(keys, heads[1], value_head_dim, dtype=dtype)
         bounds = [max(part, default=0) for part in lens]
         return [q, k, v, *(starts(part, index) for part in lens), *bounds]
 
@@ -72,9 +67,9 @@ class Maker:
                 block, filled = order.pop(), min(block_size, length - column * block_size)
                 table[row, column] = block
                 for cache in caches:
-                    cache[block, :filled] = self.randn(filled, *cache.shape[2:])
+                    cache[block, :filled] = self(filled, *cache.shape[2:])
         caches = [cache.to(cache_dtype or dtype) for cache in caches]
-        q = self.randn(sum(lens[0]), heads[0], head_dim, dtype=dtype)
+        q = self(sum(lens[0]), heads[0], head_dim, dtype=dtype)
         seq_lens = torch.tensor(lens[1], dtype=index)
         bounds = [max(part, default=0) for part in lens]
         return [q, *caches, table, seq_lens, starts(lens[0], index), *bounds]

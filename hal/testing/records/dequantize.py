@@ -48,7 +48,7 @@ def dequantize_shapes() -> Iterator[Sample]:
     yield Sample("one code", (torch.tensor(3.0).to(E4M3), torch.tensor(0.3)))
     for k in (0, 1, 16, 64, 65, 130):
         words = (k + 63) // 64
-        scale = torch.randint(-(2**31), 2**31, (5, words), generator=make.generator).int()
+        scale = make.integers(-(2**31), 2**31, 5, words).int()
         scale = scale & 0x7F7F7F7F | 0x40404040
         yield Sample(f"packed, {k} columns", (make.ints(5, k), scale, 16))
     extreme = torch.tensor([[0x7F80FE7E], [-0x01010102], [0x01010101]]).int()

@@ -21,7 +21,7 @@ class Experts(Maker):
     """Draws the arguments of a mixture."""
 
     def routing(self, *rows: int, experts: int, topk: int) -> tuple[Tensor, Tensor]:
-        ids = torch.randint(0, experts, (*rows, topk), generator=self.generator)
+        ids = self.integers(0, experts, *rows, topk)
         return torch.rand((*rows, topk), generator=self.generator), ids.int()
 
     def mixture(
@@ -33,9 +33,9 @@ class Experts(Maker):
         topk: int = 2,
         dtype: torch.dtype = F32,
     ) -> list[Tensor]:
-        w13 = self.randn(experts, 2 * inter, hidden) / max(hidden, 1) ** 0.5
-        w2 = self.randn(experts, hidden, inter) / max(inter, 1) ** 0.5
-        x = self.randn(*rows, hidden, dtype=dtype)
+        w13 = self(experts, 2 * inter, hidden) / max(hidden, 1) ** 0.5
+        w2 = self(experts, hidden, inter) / max(inter, 1) ** 0.5
+        x = self(*rows, hidden, dtype=dtype)
         routing = self.routing(*rows, experts=experts, topk=topk)
         return [x, w13.to(dtype), w2.to(dtype), *routing]
 
@@ -94,9 +94,9 @@ def layouts(make: Experts) -> Iterator[Sample]:
     x, w13, w2, weights, ids = make.mixture(4)
     turned = [t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (x, w13, w2)]
     yield Sample("column by column", (*turned, weights.t().contiguous().t(), ids))
-    wide = make.randn(4, 70)[:, 3:35]
+    wide = make(4, 70)[:, 3:35]
     yield Sample("rows of a wider tensor", (wide, w13, w2, weights, ids))
-    yield Sample("every other row", (make.randn(8, 32)[::2], w13, w2, weights, ids))
+    yield Sample("every other row", (make(8, 32)[::2], w13, w2, weights, ids))
     one = (x[:1].expand(4, 32), w13[:1].expand(4, 48, 32), w2[:1].expand(4, 32, 24))
     yield Sample("expanded", (*one, weights[:, :1].expand(4, 2), ids))
     swapped = make.mixture(2, 3)

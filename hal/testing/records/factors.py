@@ -9,32 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hal.testing.records.draws import Draws
+
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 COLUMNS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 255, 257, 1408]
 ROWS = [1, 2, 3, 7, 16, 33]
 
 
-class Maker:
-    """Draws the same tensors in the same order each time."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def randn(self, *shape: int, dtype: torch.dtype = F32) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(dtype)
+class Maker(Draws):
+    """Draws codes, their scales and whole factors."""
 
     def codes(self, *shape: int, dtype: torch.dtype = E4M3) -> Tensor:
         """Codes over the whole range of ``dtype``."""
         if dtype == INT8:
-            return torch.randint(-127, 128, shape, generator=self.generator).to(INT8)
-        return (torch.randn(shape, generator=self.generator) * 100).clamp(-448, 448).to(dtype)
+            return self.integers(-127, 128, *shape).to(INT8)
+        return (self(*shape) * 100).clamp(-448, 448).to(dtype)
 
     def scale(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator) * 1e-2 + 1e-4
 
     def nibbles(self, *shape: int) -> Tensor:
-        return torch.randint(0, 256, shape, generator=self.generator).to(torch.uint8)
+        return self.integers(0, 256, *shape).to(torch.uint8)
 
     def factors(self, m: int, n: int, k: int, dtype: torch.dtype = E4M3) -> tuple[Tensor, ...]:
         """Codes and a scale for each row."""
@@ -50,7 +46,7 @@ class Maker:
     def packed(self, m: int, n: int, k: int, size: int, dtype: torch.dtype = F32) -> Any:
         """Activations, bytes of two codes, and a scale for each group."""
         scales = self.scale(n, math.ceil(k / size)).to(dtype)
-        return self.randn(m, k, dtype=dtype), self.nibbles(n, k // 2), scales
+        return self(m, k, dtype=dtype), self.nibbles(n, k // 2), scales
 
 
 def numbers(x: Tensor) -> np.ndarray:

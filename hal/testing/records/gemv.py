@@ -21,15 +21,15 @@ class Factors(Maker):
     """Draws ``x`` and a weight of each kind, with what goes with them."""
 
     def plain(self, rows: tuple[int, ...], *shape: int, dtype: torch.dtype = F32) -> Call:
-        weight = self.randn(*shape) / max(shape[-1], 1) ** 0.5
-        return [self.randn(*rows, shape[-1], dtype=dtype), weight.to(dtype)], {}
+        weight = self(*shape) / max(shape[-1], 1) ** 0.5
+        return [self(*rows, shape[-1], dtype=dtype), weight.to(dtype)], {}
 
     def four(
         self, rows: tuple[int, ...], *shape: int, groups: int = 1, dtype: torch.dtype = F32
     ) -> Call:
         *lead, k = shape
         scale = (self.scale(*lead, groups) * 10 / max(k, 1) ** 0.5).to(dtype)
-        args = [self.randn(*rows, k, dtype=dtype), self.nibbles(*lead, k // 2)]
+        args = [self(*rows, k, dtype=dtype), self.nibbles(*lead, k // 2)]
         return args, {"weight_scale": scale}
 
     def eight(self, rows: tuple[int, ...], *shape: int, code: torch.dtype = E4M3) -> Call:
@@ -52,7 +52,7 @@ def gemv_samples() -> Iterator[Sample]:
     for i, k in enumerate(COLUMNS):
         for dtype in (F32, F16, BF16):
             args, kwargs = make.plain((1 + i % 3,), 6 + 2 * (i % 5), k, dtype=dtype)
-            follows = ({}, {"activation": "swiglu"}, {"norm_weight": make.randn(args[1].shape[0])})
+            follows = ({}, {"activation": "swiglu"}, {"norm_weight": make(args[1].shape[0])})
             yield Sample(f"k {k} {dtype}", tuple(args), kwargs | follows[i % 3])
         args, kwargs = make.eight((2,), 5 + i, k)
         yield Sample(f"k {k}, 8 bits", tuple(args), kwargs)
@@ -63,7 +63,7 @@ def gemv_samples() -> Iterator[Sample]:
     for name, (args, kwargs) in make.each((4,), 260, 192):
         yield Sample(f"{name}, swiglu", tuple(args), kwargs | {"activation": "swiglu"})
         for eps in (1e-6, 1.0, 0.0):
-            norm = {"norm_weight": make.randn(260).to(BF16), "eps": eps}
+            norm = {"norm_weight": make(260).to(BF16), "eps": eps}
             yield Sample(f"{name}, norm, eps {eps}", tuple(args), kwargs | norm)
     for rows in [(), (0,), (1,), (17,), (2, 3), (2, 1, 3)]:
         for name, (args, kwargs) in make.each(rows, 14, 32):
@@ -73,7 +73,7 @@ def gemv_samples() -> Iterator[Sample]:
         norm = {"norm_weight": torch.ones(0)}
         yield Sample(f"{name}, norm of nothing", tuple(args), kwargs | norm)
     args, kwargs = make.plain((3,), 8, 40, dtype=torch.float64)
-    yield Sample("float64", tuple(args), {"norm_weight": make.randn(8).double()})
+    yield Sample("float64", tuple(args), {"norm_weight": make(8).double()})
     args, kwargs = make.eight((3,), 130, 140, code=E5M2)
     yield Sample("e5m2", tuple(args), kwargs)
     yield from gemv_layouts(make)
@@ -95,8 +95,8 @@ def gemv_layouts(make: Factors) -> Iterator[Sample]:
             for key, value in kwargs.items()
         }
         yield Sample(f"{name}, some rows", rows, parts)
-    x, weight = make.randn(4, 99)[:, 3:67], make.randn(12, 80)[:, 5:69]
-    yield Sample("parts of wider tensors", (x, weight), {"norm_weight": make.randn(24)[::2]})
+    x, weight = make(4, 99)[:, 3:67], make(12, 80)[:, 5:69]
+    yield Sample("parts of wider tensors", (x, weight), {"norm_weight": make(24)[::2]})
     yield Sample("expanded", (x[:1].expand(4, 64), weight[:1].expand(12, 64)))
 
 

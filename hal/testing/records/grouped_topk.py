@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 from hal.testing.records.topk import (
     DOUBLE,
     INF,
     NAN,
-    Draws,
     Row,
     Score,
     bias_for,
@@ -51,7 +51,7 @@ def options() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def grouped_samples() -> Iterator[Sample]:
-    draw = Draws(4)
+    draw = Draws(4, 2.0)
     turns = itertools.cycle(options())
     for experts, num_groups, topk_groups, k in GROUPS:
         groups = {"num_groups": num_groups, "topk_groups": topk_groups}

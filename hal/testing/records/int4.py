@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 from hal.testing.records.quant import views
 
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 704]
@@ -16,17 +17,14 @@ SHAPES = [(0, 8), (8,), (2, 3, 8), (2, 1, 3, 40), (2, 0, 8), (1, 16384)]
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-class Maker:
-    """Draws the same tensors in the same order each time."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+class Maker(Draws):
+    """Draws codes, and bytes of two codes."""
 
     def codes(self, *shape: int) -> Tensor:
-        return torch.randint(-8, 8, shape, generator=self.generator).to(torch.int8)
+        return self.integers(-8, 8, *shape).to(torch.int8)
 
     def bytes(self, *shape: int) -> Tensor:
-        return torch.randint(0, 256, shape, generator=self.generator).to(torch.uint8)
+        return self.integers(0, 256, *shape).to(torch.uint8)
 
 
 def pack_samples() -> Iterator[Sample]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hal.testing.parts import cut, spans
 from hal.testing.record import GATES, Part, Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 HALVES = (torch.float16, torch.bfloat16)
@@ -19,14 +20,8 @@ SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 33, 64, 65, 127, 128, 129, 192, 256]
 TOKENS = [0, 1, 2, 3, 7, 8, 16, 17, 31, 33, 63, 65]
 
 
-class Maker:
-    """Draws the arguments of a store, the same ones for the same seed."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-
-    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(dtype)
+class Maker(Draws):
+    """Draws the arguments of a store."""
 
     def store(
         self,
@@ -41,8 +36,8 @@ class Maker:
     ) -> list[Any]:
         """Arguments that put tokens into random slots, slot 0 among them, and skip every third."""
         sizes = head_dim, head_dim if value_head_dim is None else value_head_dim
-        rows = [self.randn(tokens, heads, size, dtype=dtype) for size in sizes]
-        caches = [self.randn(*blocks, heads, size).to(cache_dtype or dtype) for size in sizes]
+        rows = [self(tokens, heads, size, dtype=dtype) for size in sizes]
+        caches = [self(*blocks, heads, size).to(cache_dtype or dtype) for size in sizes]
         slots = torch.randperm(blocks[0] * blocks[1], generator=self.generator)[:tokens].to(index)
         slots = torch.where(slots == slots[:1], 0, torch.where(slots == 0, slots[:1], slots))
         slots[1::3] = -1

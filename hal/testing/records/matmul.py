@@ -38,9 +38,9 @@ def scaled_samples() -> Iterator[Sample]:
         yield Sample(f"{a_dtype} with {b_dtype}", args, {"out_dtype": BF16})
     for out in (F32, F16, BF16):
         for bias in (F32, F16, BF16, torch.float64):
-            kwargs = {"out_dtype": out, "bias": make.randn(17, dtype=bias)}
+            kwargs = {"out_dtype": out, "bias": make(17, dtype=bias)}
             yield Sample(f"{out} with bias {bias}", make.factors(9, 17, 130), kwargs)
-    kwargs = {"out_dtype": BF16, "bias": make.randn(3)}
+    kwargs = {"out_dtype": BF16, "bias": make(3)}
     yield Sample("int8 with bias", make.factors(4, 3, 64, INT8), kwargs)
     yield from scaled_shapes(make)
     yield from scaled_values(make)
@@ -55,14 +55,14 @@ def scaled_shapes(make: Maker) -> Iterator[Sample]:
         yield Sample(f"rows {rows}, columns", (a, b, make.scale(*rows, 1), b_scale[:, None]), out)
         yield Sample(f"rows {rows}, one scale", (a, b, make.scale(1), make.scale()), out)
     yield Sample("no columns", make.factors(3, 0, 16), out)
-    empty = {"out_dtype": F32, "bias": make.randn(3)}
+    empty = {"out_dtype": F32, "bias": make(3)}
     yield Sample("bias alone", make.factors(2, 3, 0), empty)
     for dtype in (E4M3, INT8):
         a, b, a_scale, b_scale = make.factors(8, 12, 32, dtype)
         laid = (a.t().contiguous().t(), b.t().contiguous().t(), a_scale, b_scale)
         yield Sample(f"column by column {dtype}", laid, out)
         every = (a[::2, ::2], b[::2, ::2], a_scale[::2], b_scale[::2])
-        yield Sample(f"every other {dtype}", every, out | {"bias": make.randn(12)[::2]})
+        yield Sample(f"every other {dtype}", every, out | {"bias": make(12)[::2]})
         yield Sample(f"part of {dtype}", (a[1:, 3:18], b[2:, 5:20], a_scale[1:], b_scale[2:]), out)
         expanded = (a[:1].expand(8, 32), b, a_scale[:1].expand(8), b_scale[:1].expand(12))
         yield Sample(f"expanded {dtype}", expanded, out)

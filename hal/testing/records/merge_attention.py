@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
-from hal.testing.records.attention import HALVES, Maker, spoiled
+from hal.testing.records.attention import HALVES, spoiled
+from hal.testing.records.draws import Draws
 
 
 def merge_samples() -> Iterator[Sample]:
-    maker = Maker(2)
+    draw = Draws(2)
 
     def sides(*shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         lse = torch.float64 if dtype == torch.float64 else torch.float32
-        side = [maker.randn(*shape, dtype=dtype), maker.randn(*shape[:2], dtype=lse)]
-        return [*side, maker.randn(*shape, dtype=dtype), maker.randn(*shape[:2], dtype=lse)]
+        side = [draw(*shape, dtype=dtype), draw(*shape[:2], dtype=lse)]
+        return [*side, draw(*shape, dtype=dtype), draw(*shape[:2], dtype=lse)]
 
     for size in [0, 1, 2, 3, 7, 8, 16, 33, 64, 65, 127, 128, 129, 256]:
         for dtype in (torch.float32, *HALVES):

@@ -11,22 +11,17 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 HALVES = (torch.float16, torch.bfloat16)
 LENGTHS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 257]
 WIDTHS = [(1, 0), (1, 1), (2, 3), (7, 2), (16, 0), (31, 8), (33, 7), (64, 16), (65, 32), (129, 31)]
 
 
-class Maker:
-    """Draws the arguments of a call, the same ones for the same seed."""
+class Maker(Draws):
+    """Draws the arguments of a call."""
 
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(dtype)
-
-    def __call__(
+    def call(
         self,
         lens: tuple[int, ...] = (5, 0, 9, 1, 33),
         heads: int = 3,
@@ -45,8 +40,8 @@ class Maker:
             for start in range(0, length, block_size):
                 table[row, start // block_size] = block = order.pop()
                 filled = min(block_size, length - start)
-                kv_cache[block, :filled] = self.randn(filled, sum(widths))
-        queries = (self.randn(len(lens), heads, width, dtype=dtype) for width in widths)
+                kv_cache[block, :filled] = self(filled, sum(widths))
+        queries = (self(len(lens), heads, width, dtype=dtype) for width in widths)
         return [*queries, kv_cache.to(dtype), table, torch.tensor(lens, dtype=index)]
 
 
@@ -58,28 +53,28 @@ def samples() -> Iterator[Sample]:
 
 def cases(make: Maker) -> Iterator[tuple[Any, ...]]:
     for length in LENGTHS:
-        yield f"{length} rows", make((length, 2))
+        yield f"{length} rows", make.call((length, 2))
     for widths in WIDTHS:
         for dtype in (torch.float32, *HALVES):
-            yield f"{widths} {dtype}", make(widths=widths, dtype=dtype)
+            yield f"{widths} {dtype}", make.call(widths=widths, dtype=dtype)
     for dtype in (torch.float32, *HALVES):
-        yield f"of DeepSeek, {dtype}", make(heads=16, widths=(512, 64), dtype=dtype), 192**-0.5
+        yield f"of DeepSeek, {dtype}", make.call(heads=16, widths=(512, 64), dtype=dtype), 192**-0.5
     for size in (1, 2, 3, 7, 16, 33, 64, 128):
-        yield f"blocks of {size}", make(block_size=size)
+        yield f"blocks of {size}", make.call(block_size=size)
     for heads in (0, 1, 2, 7, 128):
-        yield f"{heads} heads", make(heads=heads)
+        yield f"{heads} heads", make.call(heads=heads)
     for lens in [(), (0,), (0, 0), (129,), (1,) * 33]:
-        yield f"lengths {lens[:5]}, {len(lens)} of them", make(lens)
+        yield f"lengths {lens[:5]}, {len(lens)} of them", make.call(lens)
     for scale in (0.0, 1.0, -0.3, 8.0):
-        yield f"scale {scale}", make(), scale
-    yield "float64", make(dtype=torch.float64)
-    yield "int64", make(index=torch.int64)
+        yield f"scale {scale}", make.call(), scale
+    yield "float64", make.call(dtype=torch.float64)
+    yield "int64", make.call(index=torch.int64)
     yield from views(make)
     yield from values(make)
 
 
 def views(make: Maker) -> Iterator[tuple[Any, ...]]:
-    q_nope, q_rope, kv_cache, table, lens = make()
+    q_nope, q_rope, kv_cache, table, lens = make.call()
     rest = [kv_cache, table, lens]
     joined = torch.cat((q_nope, q_rope), dim=-1)
     yield "parts of one query", [joined[..., :32], joined[..., 32:], *rest]
@@ -102,7 +97,7 @@ def views(make: Maker) -> Iterator[tuple[Any, ...]]:
 
 
 def values(make: Maker) -> Iterator[tuple[Any, ...]]:
-    q_nope, q_rope, kv_cache, table, lens = make()
+    q_nope, q_rope, kv_cache, table, lens = make.call()
     rest = [table, lens]
     yield "all 0", [q_nope * 0, q_rope * 0, kv_cache * 0, *rest]
     yield "ties", [q_nope * 0 + 2, q_rope * 0, kv_cache.nan_to_num() * 0 + 3, *rest]
@@ -124,7 +119,7 @@ def values(make: Maker) -> Iterator[tuple[Any, ...]]:
 
 
 def refusals() -> Iterator[Refusal]:
-    q_nope, q_rope, kv_cache, table, lens = Maker(1)()
+    q_nope, q_rope, kv_cache, table, lens = Maker(1).call()
 
     def refuse(message: str, **changed: Any) -> Refusal:
         given: dict[str, Any] = {"q_nope": q_nope, "q_rope": q_rope, "kv_cache": kv_cache}

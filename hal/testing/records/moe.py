@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hal.testing.parts import cut, spans
 from hal.testing.record import Part, Record, Refusal, Sample
-from hal.testing.records.topk import BF16, DOUBLE, EXPERTS, FLOAT, HALF, INF, NAN, Draws
+from hal.testing.records.draws import Draws
+from hal.testing.records.topk import BF16, DOUBLE, EXPERTS, FLOAT, HALF, INF, NAN
 
 
 def align_samples() -> Iterator[Sample]:
@@ -58,7 +59,7 @@ def align_refusals() -> Iterator[Refusal]:
 
 
 def sum_samples() -> Iterator[Sample]:
-    draw = Draws(6)
+    draw = Draws(6, 2.0)
     for hidden in [0, 1, 2, 3, 7, 8, 17, 63, 65, 128, 511, 1024]:
         for dtype in (FLOAT, HALF, BF16):
             yield Sample(f"3x6x{hidden} {dtype}", (draw(3, 6, hidden, dtype=dtype),))

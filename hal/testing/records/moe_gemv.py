@@ -18,7 +18,7 @@ from hal.testing.records.gemv import Call, Factors, gate, tokens_of, turned, val
 def routed(make: Factors, call: Call, *rows: int, topk: int = 2, weighted: bool = True) -> Sample:
     """A sample of a call with experts drawn for each token, one in five out of range."""
     (x, weight), kwargs = call
-    ids = torch.randint(-1, len(weight) + 1, (*rows, topk), generator=make.generator).int()
+    ids = make.integers(-1, len(weight) + 1, *rows, topk).int()
     weights = torch.rand((*rows, topk), generator=make.generator) if weighted else None
     return Sample("", (x, weight, weights, ids), kwargs)
 

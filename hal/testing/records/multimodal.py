@@ -11,14 +11,14 @@ from torch import Tensor
 
 from hal.testing.parts import cut, spans
 from hal.testing.record import Part, Record, Refusal, Sample
-from hal.testing.records.rotary import BF16, DOUBLE, FLOAT, HALF, ROTARY_GATES, Draws, cache, plain
+from hal.testing.records.rotary import BF16, DOUBLE, FLOAT, HALF, ROTARY_GATES, Heads, cache, plain
 
 # With three positions one rounding gives at most 2.32e-4 and 1.99e-3.
 MULTIMODAL_GATES = {**ROTARY_GATES, BF16: 2.05e-3}
 
 
 def multimodal_samples() -> Iterator[Sample]:
-    draw = Draws()
+    draw = Heads()
     for is_neox in (True, False):
         for name, args in multimodal_cases(draw):
             layout = "neox" if is_neox else "interleaved"
@@ -30,7 +30,7 @@ def multimodal_samples() -> Iterator[Sample]:
     yield Sample("sections by name", args[:4], {"sections": (2, 3, 3)})
 
 
-def multimodal_cases(draw: Draws) -> Iterator[tuple[str, tuple[object, ...]]]:
+def multimodal_cases(draw: Heads) -> Iterator[tuple[str, tuple[object, ...]]]:
     for rotary_dim, sections in [
         *((128, (16, 24, 24)), (128, (1,) * 60 + (4,)), (64, (8, 12, 12)), (80, (10, 15, 15))),
         *((6, (1, 1, 1)), (6, (3, 0, 0)), (6, (0, 3, 0)), (6, (0, 0, 3)), (10, (0, 2, 3))),
@@ -54,7 +54,7 @@ def multimodal_cases(draw: Draws) -> Iterator[tuple[str, tuple[object, ...]]]:
     yield from multimodal_forms(draw)
 
 
-def multimodal_forms(draw: Draws) -> Iterator[tuple[str, tuple[object, ...]]]:
+def multimodal_forms(draw: Heads) -> Iterator[tuple[str, tuple[object, ...]]]:
     """Dtypes, views and values at one size."""
     positions, sections, table = draw.positions(15).view(3, 5), (2, 3, 3), cache(16)
     _, query, key = draw.call(5, 3, 2, 16)

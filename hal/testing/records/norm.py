@@ -9,19 +9,10 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 111, 127, 129, 255, 257, 1408, 3584]
-
-
-class Draws:
-    """Random tensors, the same ones in each run."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, *shape: int, dtype: torch.dtype = FLOAT, mean: float = 0.0) -> Tensor:
-        return (torch.randn(shape, generator=self.generator) + mean).to(dtype)
 
 
 def inputs() -> Iterator[tuple[str, Tensor]]:

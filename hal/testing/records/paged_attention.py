@@ -29,7 +29,7 @@ from hal.testing.records.attention import (
 def paged_samples() -> Iterator[Sample]:
     maker = Maker(1)
     yield from shape_samples(maker.paged)
-    yield from option_samples(maker.paged(), maker.randn(4))
+    yield from option_samples(maker.paged(), maker(4))
     yield from loose_samples(maker.paged())
     for size in (1, 2, 3, 7, 8, 16, 33, 64, 128):
         yield Sample(f"blocks of {size}", tuple(maker.paged(block_size=size)), {"causal": True})

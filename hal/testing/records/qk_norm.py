@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import GATES, Record, Refusal, Sample
-from hal.testing.records.norm import Draws
+from hal.testing.records.draws import Draws
 from hal.testing.records.rotary import POSITIONS, cache
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -38,7 +38,7 @@ class Maker(Draws):
         return [self(tokens, width, dtype=dtype), *weights, table, self.positions(tokens), *heads]
 
     def positions(self, tokens: int) -> Tensor:
-        return torch.randint(POSITIONS, (tokens,), generator=self.generator)
+        return self.integers(0, POSITIONS, tokens)
 
 
 def samples() -> Iterator[Sample]:

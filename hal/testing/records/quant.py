@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hal.testing.parts import cut, spans
 from hal.testing.record import Codes, Part, Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 CODES = (E4M3, E5M2, INT8)
@@ -22,24 +23,21 @@ VALUES = (0.0, 1e-10, 1e-12, 1e-38, 448.0, 1.0, 1e4, -6e4, 3e38, math.inf, -math
 TIES = [448.0, 2.5, 3.5, 17.0, 19.0, -17.0, -19.0, 0.0009765625, 0.0029296875, -2.5, 432.0, 127.0]
 
 
-class Maker:
-    """Draws the same tensors in the same order each time."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+class Maker(Draws):
+    """Draws rows, and codes with their scales."""
 
     def rows(self, *shape: int) -> Tensor:
         """Rows of very different magnitudes."""
-        x = torch.randn(shape, generator=self.generator)
+        x = self(*shape)
         if len(shape) > 1:
-            x *= 2.0 ** torch.randint(-12, 12, (*shape[:-1], 1), generator=self.generator)
+            x *= 2.0 ** self.integers(-12, 12, *shape[:-1], 1)
         return x
 
     def scales(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator) + 0.5
 
     def ints(self, *shape: int) -> Tensor:
-        return torch.randint(-128, 128, shape, generator=self.generator).to(INT8)
+        return self.integers(-128, 128, *shape).to(INT8)
 
 
 def views(values: Callable[..., Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -11,21 +11,12 @@ from torch import Tensor
 
 from hal.testing.record import Codes, Record, Refusal, Sample
 from hal.testing.records import quant
+from hal.testing.records.draws import Draws
 from hal.testing.records.quant import CODES, DTYPES, E4M3, views
 
 SIZES = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 255, 257, 704]
 SHAPES = [(0, 8), (8,), (2, 3, 8), (2, 1, 3, 40), (2, 0, 8), (1, 8192)]
 STATIC = torch.tensor([0.0271])
-
-
-class Maker:
-    """Draws the same tensors in the same order each time."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
 
 
 def variants() -> Iterator[dict[str, Any]]:
@@ -50,24 +41,24 @@ def described(kwargs: dict[str, Any]) -> str:
 
 def samples(seed: int, arguments: Callable[[Tensor], tuple[Any, ...]]) -> Iterator[Sample]:
     """Samples of an op whose tensors ``arguments`` makes from [..., d]."""
-    make = Maker(seed)
+    make = Draws(seed)
     for size in SIZES:
         kwargs: dict[str, Any] = {"group_size": 16} if size % 2 else {}
-        yield Sample(f"3x{size}", arguments(make.randn(3, size)), kwargs)
+        yield Sample(f"3x{size}", arguments(make(3, size)), kwargs)
     for kwargs in variants():
-        yield Sample(described(kwargs), arguments(make.randn(5, 136)), kwargs)
+        yield Sample(described(kwargs), arguments(make(5, 136)), kwargs)
     for dtype in DTYPES:
-        yield Sample(f"{dtype}", arguments(make.randn(5, 72).to(dtype)), {"group_size": 16})
-        yield Sample(f"{dtype} static", arguments(make.randn(5, 72).to(dtype)), {"scale": STATIC})
+        yield Sample(f"{dtype}", arguments(make(5, 72).to(dtype)), {"group_size": 16})
+        yield Sample(f"{dtype} static", arguments(make(5, 72).to(dtype)), {"scale": STATIC})
     for shape in SHAPES:
-        yield Sample(f"shape {shape}", arguments(make.randn(*shape)), {"group_size": 16})
-    for name, x in views(make.randn):
+        yield Sample(f"shape {shape}", arguments(make(*shape)), {"group_size": 16})
+    for name, x in views(make):
         yield Sample(name, arguments(x))
         yield Sample(f"{name}, static", arguments(x), {"scale": STATIC})
     for value in (0.0, 1e-12, 1e4, -6e4, math.inf, math.nan):
         yield Sample(f"all {value}", arguments(torch.full((2, 64), value)), {"group_size": 32})
         for dtype in (E4M3, torch.int8):
-            x = make.randn(4, 64)
+            x = make(4, 64)
             x[1, 5] = value
             yield Sample(f"one {value} to {dtype}", arguments(x), {"dtype": dtype})
 
@@ -114,11 +105,11 @@ def silu_refusals() -> Iterator[Refusal]:
 
 def norm_samples() -> Iterator[Sample]:
     yield from samples(2, lambda x: (x, torch.linspace(0.5, 1.5, x.shape[-1]), 1e-5))
-    make = Maker(4)
-    yield Sample("no weight", (make.randn(3, 40), None))
+    make = Draws(4)
+    yield Sample("no weight", (make(3, 40), None))
     weight = torch.linspace(0.5, 2, 40)
     for dtype in DTYPES:
-        args = make.randn(3, 40).bfloat16(), weight.to(dtype)
+        args = make(3, 40).bfloat16(), weight.to(dtype)
         yield Sample(f"weight {dtype}", args, {"group_size": 16})
 
 
@@ -139,14 +130,14 @@ def added(x: Tensor) -> tuple[Any, ...]:
 
 def add_samples() -> Iterator[Sample]:
     yield from samples(3, added)
-    make = Maker(5)
+    make = Draws(5)
     weight = torch.linspace(0.5, 2, 40)
     for dtype in DTYPES:
-        args = make.randn(3, 40).bfloat16(), make.randn(3, 40).to(dtype), weight
+        args = make(3, 40).bfloat16(), make(3, 40).to(dtype), weight
         yield Sample(f"residual {dtype}", args, {"group_size": 16})
-    x = make.randn(3, 40)
-    yield Sample("x float64", (x.double(), make.randn(3, 40).bfloat16(), weight))
-    yield Sample("transposed residual", (x, make.randn(40, 3).t(), weight))
+    x = make(3, 40)
+    yield Sample("x float64", (x.double(), make(3, 40).bfloat16(), weight))
+    yield Sample("transposed residual", (x, make(40, 3).t(), weight))
     large = torch.full((2, 40), 6e4, dtype=torch.float16)
     yield Sample("sums beyond float16", (large, large, weight))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import GATES, Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 POSITIONS = 64
@@ -24,17 +25,11 @@ def cache(rotary_dim: int, dtype: torch.dtype = FLOAT, positions: int = POSITION
     return torch.cat((angles.cos(), angles.sin()), dim=1).to(dtype)
 
 
-class Draws:
-    """Random heads and positions, the same ones in each run."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __call__(self, *shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(dtype)
+class Heads(Draws):
+    """Draws heads and positions."""
 
     def positions(self, tokens: int, below: int = POSITIONS) -> Tensor:
-        return torch.randint(below, (tokens,), generator=self.generator)
+        return self.integers(0, below, tokens)
 
     def call(
         self, tokens: int, heads: int, key_heads: int, head_dim: int, dtype: torch.dtype = FLOAT
@@ -46,14 +41,14 @@ class Draws:
 def samples() -> Iterator[Sample]:
     for is_neox in (True, False):
         layout = "neox" if is_neox else "interleaved"
-        for case in cases(Draws()):
+        for case in cases(Heads()):
             kwargs = {"is_neox": is_neox, **case.kwargs}
             yield Sample(f"{layout}, {case.name}", case.args, kwargs)
-    positions, query, key = Draws().call(5, 4, 2, 16)
+    positions, query, key = Heads().call(5, 4, 2, 16)
     yield Sample("defaults", (positions, query, key, cache(16)))
 
 
-def cases(draw: Draws) -> Iterator[Sample]:
+def cases(draw: Heads) -> Iterator[Sample]:
     for head_dim in (2, 6, 8, 16, 34, 64, 80, 96, 128, 192, 256):
         for dtype in (FLOAT, HALF, BF16):
             yield Sample(
@@ -77,7 +72,7 @@ def cases(draw: Draws) -> Iterator[Sample]:
     yield from values(draw)
 
 
-def dtypes(draw: Draws) -> Iterator[Sample]:
+def dtypes(draw: Heads) -> Iterator[Sample]:
     for dtype in (FLOAT, HALF, BF16, DOUBLE):
         for cache_dtype in (HALF, BF16, DOUBLE):
             args = (*draw.call(5, 3, 2, 32, dtype), cache(32, cache_dtype))
@@ -93,7 +88,7 @@ def dtypes(draw: Draws) -> Iterator[Sample]:
     yield Sample("int32 positions", (positions.int(), query, key, cache(32)))
 
 
-def offsets(draw: Draws) -> Iterator[Sample]:
+def offsets(draw: Heads) -> Iterator[Sample]:
     half = POSITIONS // 2
     for dtype in (torch.int32, torch.int64):
         for offset_dtype in (torch.int32, torch.int64):
@@ -116,7 +111,7 @@ def offsets(draw: Draws) -> Iterator[Sample]:
     )
 
 
-def views(draw: Draws) -> Iterator[Sample]:
+def views(draw: Heads) -> Iterator[Sample]:
     positions, table = draw.positions(5), cache(16)
     packed = draw(5, 8, 16, dtype=BF16)
     yield Sample("packed projections", (positions, packed[:, :4], packed[:, 4:6], table))
@@ -155,7 +150,7 @@ def views(draw: Draws) -> Iterator[Sample]:
     )
 
 
-def values(draw: Draws) -> Iterator[Sample]:
+def values(draw: Heads) -> Iterator[Sample]:
     positions, table = torch.tensor([0, 1, 63]), cache(16)
     for value in (0.0, 1e4, 1e-38, math.inf, -math.inf, math.nan):
         yield Sample(f"all {value}", (positions, torch.full((3, 2, 16), value), None, table))

@@ -11,24 +11,12 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
+from hal.testing.records.draws import Draws
 
 HALF, BF16, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # Powers of two, their neighbours, and the experts of models: 60, 72, 160, 257, 384.
 EXPERTS = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 60, 64, 72, 128, 160, 256, 257, 384, 512]
 INF, NAN = math.inf, math.nan
-
-
-class Draws:
-    """Random tensors, the same ones in each run."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int, dtype: torch.dtype = FLOAT, scale: float = 2.0) -> Tensor:
-        return (torch.randn(shape, generator=self.generator) * scale).to(dtype)
-
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=self.generator)
 
 
 def layouts(draw: Draws, experts: int) -> Iterator[tuple[str, Tensor]]:
@@ -58,17 +46,17 @@ def extremes(draw: Draws, experts: int) -> Iterator[tuple[str, Tensor]]:
     few = draw.integers(-2, 3, 5, experts).to(FLOAT)
     yield "ties", few
     yield "ties of bfloat16", few.to(BF16) * 0.3
-    yield "far apart", draw(5, experts, scale=300.0)
+    yield "far apart", draw(5, experts) * 150
     yield "all of float16", torch.full((2, experts), 6e4).half()
 
 
 def bias_for(experts: int, dtype: torch.dtype = FLOAT, scale: float = 0.5) -> Tensor:
-    return Draws(experts)(experts, dtype=dtype, scale=scale)
+    return Draws(experts, scale)(experts, dtype=dtype)
 
 
 def routed_samples(seed: int) -> Iterator[Sample]:
     """Samples of ``(gating, k, renormalize, correction_bias)``."""
-    draw = Draws(seed)
+    draw = Draws(seed, 2.0)
     for experts in EXPERTS:
         yield Sample(f"3x{experts}", (draw(3, experts), min(8, experts)))
         biased = {"correction_bias": bias_for(experts), "renormalize": True}
@@ -100,7 +88,7 @@ def biases(draw: Draws) -> Iterator[Sample]:
 
 def softmax_samples() -> Iterator[Sample]:
     yield from routed_samples(0)
-    draw = Draws(1)
+    draw = Draws(1, 2.0)
     for experts in (7, 16, 60, 257):
         for cap in (1.0, 30):
             gating, kwargs = draw(3, experts), {"softcap": cap}
@@ -119,8 +107,8 @@ def sigmoid_samples() -> Iterator[Sample]:
     for value in (20.0, 40.0, -80.0):
         kwargs = {"correction_bias": bias_for(12)}
         yield Sample(f"saturated at {value}", (torch.full((2, 12), value), 4), kwargs)
-    large = bias_for(12) * 1e3
-    yield Sample("a bias that swallows the score", (Draws(3)(4, 12), 4), {"correction_bias": large})
+    gating, large = Draws(3, 2.0)(4, 12), bias_for(12) * 1e3
+    yield Sample("a bias that swallows the score", (gating, 4), {"correction_bias": large})
 
 
 def routed_refusals(**kwargs: Any) -> Iterator[Refusal]:

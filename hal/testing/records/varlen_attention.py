@@ -50,9 +50,9 @@ def varlen_value_samples(maker: Maker) -> Iterator[Sample]:
 def varlen_samples() -> Iterator[Sample]:
     maker = Maker(0)
     yield from shape_samples(maker.varlen)
-    yield from option_samples(maker.varlen(), maker.randn(4))
+    yield from option_samples(maker.varlen(), maker(4))
     args = maker.varlen(dtype=torch.bfloat16)
-    yield Sample("every option, bfloat16", tuple(args), {"softcap": 2.0, "sinks": maker.randn(4)})
+    yield Sample("every option, bfloat16", tuple(args), {"softcap": 2.0, "sinks": maker(4)})
     yield from loose_samples(maker.varlen())
     yield from varlen_value_samples(maker)
     q, k, v, *rest = maker.varlen()

@@ -10,26 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hal.testing.records.draws import Draws
+
 SIZES = [1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1408]
 HALF = torch.float16, torch.bfloat16
 INT32_MIN = -(2**31)
 
 
-class Maker:
-    """Draws the same tensors in the same order each time."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+class Maker(Draws):
+    """Draws rows over a vocabulary."""
 
     def logits(self, *shape: int, scale: float = 3.0) -> Tensor:
-        return torch.randn(shape, generator=self.generator) * scale
+        return self(*shape) * scale
 
     def probs(self, *shape: int) -> Tensor:
         """Multiples of 2**-22 that sum to about 1: in float32 any partial sum of them is exact."""
         return (self.logits(*shape).softmax(-1) * 2**22).round() / 2**22
 
     def bits(self, *shape: int) -> Tensor:
-        return torch.randint(INT32_MIN, 2**31, shape, generator=self.generator).to(torch.int32)
+        return self.integers(INT32_MIN, 2**31, *shape).to(torch.int32)
 
 
 def views(values: Any) -> Iterator[tuple[str, Tensor]]:

@@ -41,12 +41,12 @@ def w4a16_layouts(make: Maker) -> Iterator[Sample]:
     x, qweight, scales = make.packed(4, 10, 64, 32)
     kwargs: dict[str, Any] = {"group_size": 32}
     for rows in [(), (0,), (1,), (2, 3), (2, 1, 3)]:
-        yield Sample(f"rows {rows}", (make.randn(*rows, 64), qweight, scales), kwargs)
+        yield Sample(f"rows {rows}", (make(*rows, 64), qweight, scales), kwargs)
     yield Sample("no weights", (x, qweight[:0], scales[:0]), kwargs)
     turned = (x.t().contiguous().t(), qweight.t().contiguous().t(), scales.t().contiguous().t())
     yield Sample("column by column", turned, kwargs | {"zeros": scales.t().contiguous().t()})
     yield Sample("every other row", (x[::2], qweight[::2], scales[::2]), kwargs)
-    part = (make.randn(4, 99)[:, 3:67], make.nibbles(10, 40)[:, 5:37], scales)
+    part = (make(4, 99)[:, 3:67], make.nibbles(10, 40)[:, 5:37], scales)
     yield Sample("parts of wider tensors", part, kwargs)
     yield Sample("expanded", (x[:1].expand(4, 64), qweight, scales[:, :1].expand(10, 2)), kwargs)
     for byte in (0, 0x0F, 0xF0, 0x88, 0xFF):
