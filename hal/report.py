@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from hal.evidence import standing, standing_of_device
+from hal.evidence import evidence, standing, standing_of_device
 from hal.hardware import Device
 from hal.op import OPS
 from hal.plugins import BackendInfo, registry
@@ -104,11 +104,15 @@ def report(
         device: One device; without it all devices of the machine.
         ops: Names or functions of ``hal.ops``, or one; without it all ops.
 
+    Raises:
+        InvalidInput: An unknown device or op, or a file of evidence that is none.
+
     Example:
         >>> print(hal.report("cpu", ops=["softmax"]))  # doctest: +NORMALIZE_WHITESPACE
         op       device  kernel        why        claims
         softmax  cpu     native:torch  reference  graph_safe claimed, deterministic claimed
     """
+    evidence()
     places = devices() if device is None else [find_device(device)]
     choices = [choose(OPS[name], where, current()) for where in places for name in op_names(ops)]
     plugins = registry().plugins

@@ -54,7 +54,7 @@ def _switch(name: str) -> bool:
 
 
 def recorded() -> str:
-    """The folder where ``hal check --record`` keeps evidence, among the user's data as XDG has it."""
+    """The folder in which ``hal check --record`` keeps evidence: with the user's data, by XDG."""
     data = os.environ.get("XDG_DATA_HOME") or os.path.join("~", ".local", "share")
     return os.path.join(os.path.expanduser(data), "hal", "evidence")
 

@@ -59,7 +59,7 @@ def say(text: str = "") -> None:
 
 def show(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table, as wide as its names need it even if the terminal is narrower."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for header in headers:
         prose = header in _PROSE
         table.add_column(header, no_wrap=not prose, overflow="fold" if prose else "ignore")

@@ -228,6 +228,25 @@ def test_gone(alone: Path) -> None:
     assert answer["unknown"] == "there is no backend 'loopback'; found native"
 
 
+def test_it_passes_the_kit_from_its_own_distribution(beside: list[Path], tmp_path: Path) -> None:
+    asked = ("loopback", "--output", tmp_path / "loopback.json")
+    path = os.pathsep.join(map(str, beside))
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("HAL_")}
+    said = run(
+        *(sys.executable, "-m", "hal", "check", *asked),
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"},
+    )
+    assert "loopback on cpu" in said.splitlines()[-1]
+    data = json.loads((tmp_path / "loopback.json").read_text(encoding="utf-8"))
+    found = {(c["op"], c["check"]): c["status"] for c in data["cells"]}
+    assert data["backend"]["distribution"] == "hal-loopback"
+    assert "refuted" not in found.values()
+    assert found["silu_and_mul", "invariance"] == found["softmax", "condition"] == "proven"
+    proven = [op for op, check in found if check == "numerics"]
+    assert proven == ["silu_and_mul", "rms_norm", "fused_add_rms_norm", "softmax"]
+
+
 def test_the_readme_shows_what_the_module_says() -> None:
     module = (EXAMPLE / "src" / "hal_loopback" / "__init__.py").read_text()
     readme = (EXAMPLE / "README.md").read_text()

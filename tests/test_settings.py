@@ -52,8 +52,8 @@ def test_variables(
         ("HAL_DISABLED", "HAL_DISABLED is not a setting of hal; did you mean HAL_DISABLE?"),
         (
             "HAL_9000_COLOUR",
-            "HAL_9000_COLOUR is not a setting of hal; known: HAL_DISABLE, HAL_EVIDENCE, HAL_PLUGINS, "
-            "HAL_PREFER, HAL_SAFE, HAL_STRICT, HAL_USE",
+            "HAL_9000_COLOUR is not a setting of hal; known: HAL_DISABLE, HAL_EVIDENCE, "
+            "HAL_PLUGINS, HAL_PREFER, HAL_SAFE, HAL_STRICT, HAL_USE",
         ),
     ],
 )

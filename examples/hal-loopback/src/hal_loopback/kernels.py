@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812  # The field's name for it.
 from torch import Tensor
@@ -17,7 +19,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(x[..., :d]) * x[..., d:]``."""
-    gate, up = _wide(x).chunk(2, dim=-1)
+    # Of rows that lie apart torch rounds some elements differently than of one row.
+    gate, up = _wide(x).contiguous().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(x.dtype).contiguous()
 
 
@@ -61,8 +64,8 @@ def softmax_supports(logits: Tensor, *, temperature: Tensor | float = 1.0) -> st
         return "logits must be float32"
     if isinstance(temperature, Tensor):
         return "temperature must be one number, not a tensor"
-    if temperature < _LOWEST_TEMPERATURE:
-        return f"temperature must be at least {_LOWEST_TEMPERATURE}"
+    if not _LOWEST_TEMPERATURE <= temperature < math.inf:
+        return f"temperature must be at least {_LOWEST_TEMPERATURE}, and finite"
     return None
 
 

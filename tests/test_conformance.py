@@ -1,0 +1,255 @@
+"""The kit as a whole: what it asks, how answers and known gaps are told, the table and the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import hal
+from hal import cli
+from hal.plugins import Plugin, State
+from hal.testing import Gap, never, notimpl, notyet
+from hal.testing.checks import CHECKS, THOROUGH, Effort
+from hal.testing.command import conformance
+from hal.testing.outcome import Cell, Status
+from hal.testing.questions import gaps_of, questions, where
+from hal.testing.records import RECORDS
+from hal.testing.run import answer
+from hal.testing.subject import samples
+from offering import NATIVE, backend, installed, kernel
+
+
+def planted(*gaps: Gap, **kernels: Any) -> Plugin:
+    made = backend("planted", devices=("cpu",), **kernels)
+    made.hooks["hal_known_gaps"] = lambda: list(gaps)
+    return made
+
+
+def doubled(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
+    """Off by a factor, in bfloat16 alone."""
+    result = kernel("rms_norm").fn(x, weight, eps)
+    return result * 2 if x.dtype == torch.bfloat16 else result
+
+
+WRONG = hal.Kernel(fn=doubled, name="wrong")
+SAMPLES = samples(RECORDS["rms_norm"])
+COUNT = len(SAMPLES)
+NARROW = sum(s.args[0].dtype == torch.bfloat16 and s.args[0].numel() > 0 for s in SAMPLES)
+
+
+def one(plugin: Plugin, check: str, op: str = "rms_norm") -> Cell:
+    """The cell of a planted backend for one check."""
+    with installed(plugin, NATIVE):
+        (question,) = questions("planted", where("planted"), [op], [check])
+        return answer(question, Effort(), gaps_of("planted"))
+
+
+def test_there_are_many_named_samples() -> None:
+    counts = {op: len(samples(record)) for op, record in RECORDS.items()}
+    assert set(counts) == set(hal.op.OPS)
+    assert min(counts.values()) >= 30
+    assert sum(counts.values()) >= 5000
+    assert all(len({s.name for s in samples(r)}) == counts[op] for op, r in RECORDS.items())
+
+
+def test_every_check_says_what_it_asks_and_has_a_head_of_its_own() -> None:
+    assert all(check.summary.endswith(".") for check in CHECKS.values())
+    assert len({name[:3] for name in CHECKS}) == len(CHECKS)
+
+
+def test_a_wrong_kernel_is_refuted_with_the_sample_and_the_error() -> None:
+    cell = one(planted(rms_norm=WRONG), "numerics")
+    assert cell.status is Status.REFUTED
+    assert (
+        f"{NARROW} of {COUNT} cases, the first: 3x1 torch.bfloat16: AssertionError" in cell.reason
+    )
+
+
+def test_the_right_kernel_passes() -> None:
+    cell = one(planted(rms_norm=kernel("rms_norm")), "numerics")
+    assert (cell.status, cell.reason) == (Status.PROVEN, "")
+    assert cell.cases == len(samples(RECORDS["rms_norm"]))
+
+
+def test_what_is_not_claimed_is_not_applicable() -> None:
+    cell = one(planted(rms_norm=kernel("rms_norm")), "deterministic")
+    assert (cell.status, cell.reason) == (Status.NOT_APPLICABLE, "deterministic is not claimed")
+
+
+def test_a_kernel_that_refuses_everything_proves_nothing() -> None:
+    choosy = kernel("rms_norm", supports=lambda *_, **__: "not today")
+    cell = one(planted(rms_norm=choosy), "numerics")
+    assert cell.status is Status.NOT_TRIED
+    assert cell.reason == f"the kernel refuses all {COUNT} samples: not today"
+
+
+def test_what_torch_has_no_graphs_for_is_not_tried() -> None:
+    cell = one(planted(rms_norm=kernel("rms_norm", graph_safe=True)), "capture")
+    assert (cell.status, cell.reason) == (Status.NOT_TRIED, "torch has no graphs for cpu")
+
+
+@pytest.mark.parametrize(
+    ("death", "reason"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process died of SIGKILL"),
+        (lambda: os._exit(3), "the process ended with status 3"),
+    ],
+)
+def test_a_kernel_that_ends_its_process_is_refuted(death: Callable[[], None], reason: str) -> None:
+    def deadly(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
+        if max(x.stride()) > 2**29:
+            death()
+        return kernel("rms_norm").fn(x, weight, eps)
+
+    cell = one(planted(rms_norm=hal.Kernel(fn=deadly, name="deadly")), "offsets")
+    assert (cell.status, cell.reason) == (Status.REFUTED, reason)
+
+
+def test_an_offer_that_is_no_kernel_is_refuted() -> None:
+    with installed(planted(rms_norm="a name"), NATIVE):
+        with pytest.warns(UserWarning, match="answered with 'a name'"):
+            (question,) = questions("planted", where("planted"), ["rms_norm"])
+        cell = answer(question, Effort())
+    assert cell.status is Status.REFUTED
+    assert "answered with 'a name', not a hal.Kernel" in cell.reason
+
+
+# Known gaps
+
+
+def test_a_known_gap_is_not_red_and_keeps_what_was_found() -> None:
+    gap = notyet("rms_norm", "numerics", "needs libfast 3")
+    cell = one(planted(gap, rms_norm=WRONG), "numerics")
+    assert cell.status is Status.GAP
+    assert cell.reason.startswith("notyet: needs libfast 3; found: ")
+
+
+def test_a_gap_that_has_closed_is_red() -> None:
+    gap = notimpl("rms_norm", "numerics", "odd sizes")
+    cell = one(planted(gap, rms_norm=kernel("rms_norm")), "numerics")
+    assert cell.status is Status.REFUTED
+    assert "(notimpl: odd sizes), but it passes; take the marker out" in cell.reason
+
+
+def test_a_gap_covers_the_cases_it_names_and_no_others() -> None:
+    gap = never("rms_norm", "numerics", "no such unit", cases="3x1 .*")
+    cell = one(planted(gap, rms_norm=WRONG), "numerics")
+    assert cell.status is Status.REFUTED
+    assert "not only what is marked (never: no such unit) fails, also 3x2" in cell.reason
+
+
+def test_a_gap_of_another_kernel_says_nothing() -> None:
+    gap = notyet("rms_norm", "numerics", "slow", kernel="other")
+    assert one(planted(gap, rms_norm=WRONG), "numerics").reason.startswith(f"{NARROW} of")
+
+
+def test_a_gap_that_names_nothing_is_an_error() -> None:
+    gap = notyet("rms_norm", "numeric", "slow")
+    with (
+        installed(planted(gap), NATIVE),
+        pytest.raises(hal.InvalidInput, match="no op or no check"),
+    ):
+        gaps_of("planted")
+
+
+# The command
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["check", *arguments])
+
+
+def test_the_table_and_the_exit_status() -> None:
+    with installed(planted(rms_norm=WRONG, softmax=kernel("softmax")), NATIVE):
+        said = run("planted", "--checks", "numerics,out,deterministic", "--ops", "rms_norm,softmax")
+    assert said.exit_code == 1
+    lines = [line.rstrip() for line in said.stdout.splitlines()]
+    assert "op        num  det  out" in lines
+    assert "rms_norm  NO   -    ok" in lines
+    assert "softmax   ok   -    ok" in lines
+    assert any(line.startswith("refuted: rms_norm planted:wrong numerics: ") for line in lines)
+    assert lines[-1].startswith("planted on cpu (")
+    assert "): 2 kernels, 3 proven, 1 refuted, 0 known gap, 2 not applicable," in lines[-1]
+
+
+def test_all_proven_is_a_success() -> None:
+    with installed(planted(softmax=kernel("softmax")), NATIVE):
+        said = run("planted", "--checks", "numerics", "--json")
+    data = json.loads(said.stdout)
+    assert said.exit_code == 0
+    assert data["ok"]
+    ran = [cell for cell in data["cells"] if cell["check"] != "offer"]
+    assert [(c["op"], c["kernel"], c["status"]) for c in ran] == [
+        ("softmax", "planted:fast", "proven")
+    ]
+
+
+def test_nothing_proven_is_no_success() -> None:
+    with installed(planted(), NATIVE):
+        assert run("planted", "--ops", "softmax").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plant"], "there is no backend 'plant'; did you mean planted?"),
+        (["planted", "--ops", "softmix"], "there is no op 'softmix'; did you mean softmax or"),
+        (["planted", "--checks", "speed"], "there is no check 'speed'; known: numerics, random"),
+        (["planted", "--device", "acme"], "'acme' is not a device"),
+        (["planted", "--device", "meta"], "backend planted does not serve meta"),
+    ],
+)
+def test_what_cannot_be_asked(arguments: list[str], message: str) -> None:
+    with installed(planted(), NATIVE):
+        said = run(*arguments)
+    assert said.exit_code in (1, 2)
+    assert message in said.stderr
+
+
+def test_a_backend_that_could_not_be_loaded() -> None:
+    broken = planted()
+    broken.refuse(State.FAILED, "ImportError: no libfast")
+    with installed(broken, NATIVE):
+        said = run("planted")
+    assert said.exit_code == 1
+    assert "backend planted is failed: ImportError: no libfast" in said.stderr
+
+
+@pytest.fixture
+def wrote(tmp_path: Path) -> dict[str, Any]:
+    with installed(planted(rms_norm=WRONG), NATIVE):
+        run(
+            "planted", "--ops", "rms_norm", "--checks", "numerics", "--output", f"{tmp_path}/a.json"
+        )
+    return json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+
+
+def test_the_file(wrote: dict[str, Any]) -> None:
+    (cell,) = wrote["cells"]
+    assert (cell["op"], cell["check"], cell["status"]) == ("rms_norm", "numerics", "refuted")
+    assert Cell.from_dict(cell).to_dict() == cell
+    assert wrote["backend"] == {"name": "planted", "distribution": "hal-planted", "version": "1.0"}
+    assert wrote["setting"]["torch"] == torch.__version__
+    assert wrote["ok"] is False
+
+
+def test_thorough_is_more_of_everything() -> None:
+    usual = Effort()
+    assert THOROUGH.every < usual.every
+    assert THOROUGH.cases > usual.cases
+    with installed(planted(rms_norm=kernel("rms_norm")), NATIVE):
+        counts = [
+            conformance("planted", ops=["rms_norm"], checks=["out"], thorough=each).cells[0].cases
+            for each in (False, True)
+        ]
+    assert counts == [math.ceil(COUNT / usual.every), COUNT]
