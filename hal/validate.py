@@ -94,10 +94,13 @@ def check_targets(op: Op, flat: Sequence[Any]) -> None:
         _check_apart(op.name, op.parameters[i].name, flat[i])
 
 
+def _overlaps(target: Tensor) -> bool:
+    steps = zip(target.shape, target.stride(), strict=True)
+    return any(step == 0 and size > 1 for size, step in steps) and target.numel() > 0
+
+
 def _check_apart(op: str, name: str, target: Any) -> None:
-    if isinstance(target, Tensor) and any(
-        stride == 0 and size > 1 for size, stride in zip(target.shape, target.stride(), strict=True)
-    ):
+    if isinstance(target, Tensor) and _overlaps(target):
         raise InvalidInput(
             f"{op}: {name} is written to and must not be expanded; "
             f"its strides are {target.stride()} for {describe(target)}"
@@ -137,8 +140,14 @@ def check_unrecorded(op: str, given: Sequence[Any]) -> None:
 def _facts(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return None if value is None else type(value)
-    # The strides of an empty tensor say nothing.
-    return list(value.shape), value.dtype, value.stride() if value.numel() else None
+    return list(value.shape), value.dtype, _strides(value)
+
+
+def _strides(value: Tensor) -> list[int]:
+    """Those that say where an element is: not of one step, and not of an empty tensor."""
+    if not value.numel():
+        return []
+    return [step for step, size in zip(value.stride(), value.shape, strict=True) if size > 1]
 
 
 def _shown(value: Any) -> str:

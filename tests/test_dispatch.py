@@ -396,3 +396,15 @@ def test_a_call_costs_less_than_a_third_of_what_the_torch_operator_costs() -> No
         ours = overhead(hal.ops.silu_and_mul, kernel_itself)
         torchs = overhead(torch.ops.hal.silu_and_mul, kernel_itself)
     assert ours < torchs / 3
+
+
+def test_the_stride_of_a_single_step_says_nothing() -> None:
+    x = torch.ones(2, 1, 2, 2).transpose(-1, -2)
+    assert hal.ops.gelu_and_mul(x).shape == (2, 1, 2, 1)
+
+
+def test_an_empty_tensor_is_written_to_whatever_its_strides() -> None:
+    cache = torch.empty_strided((3, 3, 0, 1), (0, 0, 1, 0))
+    slots = torch.tensor([0])
+    row = torch.empty(1, 0, 1)
+    assert hal.ops.store_kv_cache_(row, row, cache, cache.clone(), slots)[0] is cache

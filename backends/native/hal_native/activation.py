@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn.functional import gelu, relu, silu
 
 from hal_native.arithmetic import wide
@@ -19,7 +21,9 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 def gelu_and_mul(x: Tensor) -> Tensor:
     gate, up = wide(x).chunk(2, dim=-1)
-    return (gelu(gate) * up).to(x.dtype).contiguous()
+    # Not torch's own, which has NaN for an infinite gate, if it is contiguous and on a CPU.
+    passed = 0.5 * (1 + torch.erf(gate * math.sqrt(0.5)))
+    return (gate * passed * up).to(x.dtype).contiguous()
 
 
 def gelu_tanh_and_mul(x: Tensor) -> Tensor:
