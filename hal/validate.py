@@ -94,10 +94,13 @@ def check_targets(op: Op, flat: Sequence[Any]) -> None:
         _check_apart(op.name, op.parameters[i].name, flat[i])
 
 
+def _overlaps(target: Tensor) -> bool:
+    steps = zip(target.shape, target.stride(), strict=True)
+    return any(step == 0 and size > 1 for size, step in steps) and target.numel() > 0
+
+
 def _check_apart(op: str, name: str, target: Any) -> None:
-    if isinstance(target, Tensor) and any(
-        stride == 0 and size > 1 for size, stride in zip(target.shape, target.stride(), strict=True)
-    ):
+    if isinstance(target, Tensor) and _overlaps(target):
         raise InvalidInput(
             f"{op}: {name} is written to and must not be expanded; "
             f"its strides are {target.stride()} for {describe(target)}"

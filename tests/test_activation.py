@@ -158,3 +158,14 @@ def test_mul_add_is_linear_where_all_is_exact(x: Tensor, scale: float) -> None:
     assert torch.equal(mul_add(x, y, scale), x * scale + y)
     assert torch.equal(mul_add(x, y, 1.0), mul_add(y, x, 1.0))
     assert torch.equal(mul_add(x, y, 0.0), y)
+
+
+# The gated activations
+
+
+@pytest.mark.parametrize("size", [1, 8, 63])
+@pytest.mark.parametrize("op", ["silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"])
+def test_an_infinite_gate_passes_the_other_half(op: str, size: int) -> None:
+    # torch's GELU of contiguous float32 says NaN.
+    gate, up = torch.full((size,), INF), torch.full((size,), -2.0)
+    assert getattr(hal.ops, op)(torch.cat((gate, up))).tolist() == [-INF] * size

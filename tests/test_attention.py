@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import hal
 from hal_native.attention import merge_attention_states, paged_attention, varlen_attention
 
 INF = math.inf
@@ -358,3 +359,12 @@ def test_merging_is_associative_and_commutative(seed: int, tokens: int) -> None:
     left = merge_attention_states(*merge_attention_states(*a, *b), *c)
     assert_close(merge_attention_states(*a, *merge_attention_states(*b, *c)), left)
     assert_close(merge_attention_states(*b, *a), merge_attention_states(*a, *b))
+
+
+def test_results_are_contiguous_with_one_key() -> None:
+    q = torch.ones(3, 2, 9)
+    v = torch.ones(1, 9, 2).transpose(1, 2)
+    cuts = torch.tensor([0, 3]), torch.tensor([0, 1])
+    out, lse = hal.ops.varlen_attention(q, torch.ones(1, 2, 9), v, *cuts, 3, 1)
+    assert out.is_contiguous()
+    assert lse.is_contiguous()

@@ -404,3 +404,10 @@ def test_the_stride_of_a_dimension_of_one_element_is_of_no_account() -> None:
     assert (row * 2).stride() == (1, 1)
     torch.testing.assert_close(hal.ops.silu_and_mul(row), hal.ops.silu_and_mul(row.contiguous()))
     torch.testing.assert_close(hal.ops.rms_norm(row, None), hal.ops.rms_norm(row.clone(), None))
+
+
+def test_an_empty_tensor_is_written_to_whatever_its_strides() -> None:
+    cache = torch.empty_strided((3, 3, 0, 1), (0, 0, 1, 0))
+    slots = torch.tensor([0])
+    row = torch.empty(1, 0, 1)
+    assert hal.ops.store_kv_cache_(row, row, cache, cache.clone(), slots)[0] is cache

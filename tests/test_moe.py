@@ -421,3 +421,14 @@ def test_the_steps_of_a_layer_give_the_experts_of_each_token() -> None:
     summed = moe_sum(out[:18].view(9, 2, 5) * weights.unsqueeze(-1))
     want = torch.einsum("th,tkho,tk->to", x, experts[ids.long()], weights)
     torch.testing.assert_close(summed, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_logits_tie_wherever_they_are(dtype: torch.dtype) -> None:
+    # torch's sigmoid of the last elements of a tensor differs in the last bit.
+    groups = {"num_groups": 1, "topk_groups": 1, "scoring": "sigmoid"}
+    for value in torch.linspace(-4, 4, 129).tolist():
+        gating = torch.full((3, 7), value, dtype=dtype)
+        in_order = [list(range(7))] * 3
+        assert hal.ops.topk_sigmoid(gating, 7)[1].tolist() == in_order
+        assert hal.ops.grouped_topk(gating, 7, **groups)[1].tolist() == in_order

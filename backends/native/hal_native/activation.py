@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn.functional import gelu, relu, silu
 
 from hal_native.arithmetic import wide

@@ -118,8 +118,10 @@ def _ragged(
     out, lse = _attend(
         queries, k.to(queries.dtype), v.to(queries.dtype), seen, scale, softcap, sinks
     )
-    out = _unpadded(out, cu_seqlens_q, tokens, 0.0)
-    return out.to(q.dtype), _unpadded(lse, cu_seqlens_q, tokens, -math.inf)
+    out = _unpadded(out, cu_seqlens_q, tokens, 0.0).to(q.dtype)
+    lse = _unpadded(lse, cu_seqlens_q, tokens, -math.inf)
+    # A single query or key leaves them with the heads last in memory.
+    return out.contiguous(), lse.contiguous()
 
 
 def varlen_attention(

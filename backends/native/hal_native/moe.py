@@ -31,7 +31,7 @@ def topk_softmax(
 def topk_sigmoid(
     gating: Tensor, k: int, *, renormalize: bool = False, correction_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    score, choice = _choice(wide(gating).sigmoid(), correction_bias)
+    score, choice = _choice(_sigmoid(wide(gating)), correction_bias)
     ids = choice.argsort(dim=-1, descending=True, stable=True)[..., :k]
     return _taken(score, ids, renormalize)
 
@@ -50,7 +50,7 @@ def grouped_topk(
     scale_on_output: bool = False,
 ) -> tuple[Tensor, Tensor]:
     logits = wide(gating)
-    scores = logits.sigmoid() if scoring == "sigmoid" else _softmax(logits)
+    scores = _sigmoid(logits) if scoring == "sigmoid" else _softmax(logits)
     score, choice = _choice(scores, correction_bias)
     best = 1 if correction_bias is None else 2
     kept = _kept(choice.unflatten(-1, (num_groups, -1)), topk_groups, best)
@@ -98,6 +98,16 @@ def moe_sum(x: Tensor, *, scale: float = 1.0) -> Tensor:
 
 def _biased(scores: Tensor, bias: Tensor | None) -> Tensor:
     return scores if bias is None else scores + wide(bias)
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """The sigmoid, equal for equal logits.
+
+    On a CPU torch's own rounds the last elements of a tensor by other code than the rest, so that
+    experts with equal logits would not tie. Its softmax treats all rows alike.
+    """
+    logits = logits.clamp(-1e4, 1e4)  # An infinity less itself is NaN.
+    return torch.stack((logits, torch.zeros_like(logits)), dim=-1).softmax(dim=-1)[..., 0]
 
 
 def _softmax(logits: Tensor) -> Tensor:
