@@ -112,6 +112,15 @@ def test_the_norm_weight_keeps_its_precision_and_eps_is_inside_the_root() -> Non
     assert fused_gemv(x, weight, norm_weight=norm, eps=7.0).item() == 0.75 + 2.0**-8
 
 
+@pytest.mark.parametrize("after", [{}, {"activation": "swiglu"}, {"norm_weight": torch.ones(2)}])
+def test_nan_stays_in_its_row(after: dict[str, Any]) -> None:
+    x = torch.ones(3, 4)
+    x[1, 2] = math.nan
+    result = fused_gemv(x, torch.ones(2, 4), **after)
+    assert result.isnan().all(dim=-1).tolist() == [False, True, False]
+    assert not result[[0, 2]].isnan().any()
+
+
 # fused_moe_gemv
 
 

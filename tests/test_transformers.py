@@ -40,6 +40,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.nemotron import modeling_nemotron as nemotron
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
@@ -257,6 +258,21 @@ def test_attention(parts: Any, layer: int, options: dict[str, Any]) -> None:
     q, k = hal.ops.rotary_embedding(positions(), q, k, table_of(rotary))
     sinks = getattr(module, "sinks", None)
     assert error(attended(module, q, k, v, **options, sinks=sinks), expected) <= FLOAT32
+
+
+def test_attention_of_images() -> None:
+    config = Qwen2VLVisionConfig(embed_dim=HIDDEN, num_heads=3)
+    config._attn_implementation = "eager"
+    module, hidden = filled(qwen2_vl.VisionAttention(config)), randn(sum(LENGTHS), HIDDEN)
+    angles = randn(sum(LENGTHS), 7, seed=1)
+    twice = torch.cat((angles, angles), dim=-1)
+    expected = module(hidden, starts(), position_embeddings=(twice.cos(), twice.sin()))
+    q, k, v = module.qkv(hidden).view(-1, 3, 3, 14).unbind(1)
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    q, k = hal.ops.rotary_embedding(torch.arange(sum(LENGTHS)), q, k, table)
+    bounds = starts(), starts(), max(LENGTHS), max(LENGTHS)
+    out, _ = hal.ops.varlen_attention(q, k, v, *bounds)
+    assert error(module.proj(out.flatten(1)), expected) <= FLOAT32
 
 
 @pytest.mark.parametrize("layer", [0, 1])

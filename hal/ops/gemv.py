@@ -82,7 +82,8 @@ def fused_gemv(
     The weight's dtype says how the product is computed: a floating point one as it is, uint8 as in
     ``w4a16_mm`` with a zero of 8, and 8-bit floats as in ``block_scaled_mm`` with blocks of 128.
     Everything is computed in float32 (float64 for float64), what follows the product too, and the
-    result is rounded once. The op is right for any number of rows, and meant for few.
+    result is rounded once. NaN in a row of ``x`` stays in that row. The op is right for any number
+    of rows, and meant for few.
 
     Args:
         x: [..., k], floating point; codes of float8_e4m3fn or float8_e5m2 if ``weight`` has them.
