@@ -177,6 +177,13 @@ def test_scale_and_product_are_not_rounded_to_the_dtype() -> None:
     assert mul_add(x, torch.full_like(x, -1.015625), 1.0078125).tolist()[1] == 2**-14
 
 
+def test_a_float64_y_has_the_product_in_float64() -> None:
+    # In float32 0.1 is more than 0.1 by 1.5e-9.
+    x, y = torch.ones(1), torch.tensor([-0.1], dtype=torch.float64)
+    assert mul_add(x, y, 0.1).tolist() == [0]
+    assert mul_add(x.double(), y.float(), 0.1).item() == 0.1 + y.float().item()
+
+
 def test_every_element_of_an_odd_size_is_computed_and_nothing_beyond_it() -> None:
     memory = torch.ones(20, dtype=torch.bfloat16)
     x = memory[1:12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn.functional import gelu, relu, silu
 
 from hal_native.arithmetic import wide
@@ -43,4 +44,5 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def mul_add(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    return (wide(x) * scale + wide(y)).to(x.dtype).contiguous()
+    a, b = wide(x), wide(y)
+    return (a.to(torch.promote_types(a.dtype, b.dtype)) * scale + b).to(x.dtype).contiguous()
