@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import hal
 from hal_native.attention import merge_attention_states, paged_attention, varlen_attention
 
 INF = math.inf
@@ -92,6 +93,14 @@ def test_softcap_follows_the_scale_and_precedes_the_mask() -> None:
     lse = one(q, k, v, scale=0.5, softcap=2.0, causal=True)[1]
     capped = 2 * math.tanh(3 / 2)
     assert_close(lse, torch.tensor([[capped], [capped + math.log(2)]]))
+
+
+@pytest.mark.parametrize("value", [INF, -INF, math.nan])
+@pytest.mark.parametrize("name", ["softcap", "scale"])
+def test_a_factor_of_the_scores_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    args = *uniform(1, 2), starts(1), starts(2), 1, 2
+    with pytest.raises(hal.InvalidInput, match=f"^varlen_attention: {name} must"):
+        hal.ops.varlen_attention(*args, **{name: value})
 
 
 def test_sinks_join_the_denominator_unscaled_and_uncapped() -> None:
