@@ -91,11 +91,10 @@ def _signature(form: Form) -> inspect.Signature:
     signature = form.op.signature
     if form.inplace:
         return signature
-    several = (
-        f"tuple[{', '.join(['Tensor'] * len(form.op.results))}]" if form.op.results else "Tensor"
-    )
+    # The annotations of declarations are text.
+    annotation = f"{signature.return_annotation} | None"
     out = inspect.Parameter(
-        "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f"{several} | None"
+        "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
     return signature.replace(parameters=[*signature.parameters.values(), out])
 

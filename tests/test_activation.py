@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hal
-from hal_native.activation import mul_add, quick_gelu, relu_squared, swigluoai_and_mul
+from hal_native.activation import (
+    gelu_and_mul,
+    gelu_tanh_and_mul,
+    mul_add,
+    quick_gelu,
+    relu_squared,
+    silu_and_mul,
+    swigluoai_and_mul,
+)
 
 LAWS = settings(max_examples=100, deadline=None, derandomize=True)
 INF, NAN = math.inf, math.nan
@@ -33,6 +41,35 @@ def test_the_largest_gates_pass_whatever_the_layout() -> None:
         x = torch.cat((torch.full((2, 64), gate), torch.full((2, 64), 1.0)), dim=-1)
         for rows in (x, x[:1], x[0], x.t().contiguous().t()):
             assert (hal.ops.gelu_and_mul(rows) == gate).all()
+
+
+# silu_and_mul, gelu_and_mul, gelu_tanh_and_mul
+
+
+GATES = pytest.mark.parametrize("op", [silu_and_mul, gelu_and_mul, gelu_tanh_and_mul])
+
+
+@GATES
+def test_the_first_half_is_the_gate(op: Callable[[Tensor], Tensor]) -> None:
+    # A gate of -50 closes, one of 50 passes what is beside it.
+    assert op(torch.tensor([-50.0, 50.0, 2.0, 3.0])).tolist() == [pytest.approx(0), 150]
+    assert op(torch.tensor([2.0, 3.0, -50.0, 50.0])).abs().min() > 80
+
+
+def test_gelu_has_the_form_of_its_name() -> None:
+    gate = torch.tensor([2.0, -2.0], dtype=torch.float64)
+    x = torch.cat((gate, torch.ones_like(gate)))
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    torch.testing.assert_close(gelu_and_mul(x), gate / 2 * (1 + torch.erf(gate / math.sqrt(2))))
+    torch.testing.assert_close(gelu_tanh_and_mul(x), gate / 2 * (1 + torch.tanh(inner)))
+    assert not torch.allclose(gelu_and_mul(x), gelu_tanh_and_mul(x), rtol=1e-4)
+
+
+@GATES
+def test_nan_stays_in_its_place(op: Callable[[Tensor], Tensor]) -> None:
+    x = torch.ones(2, 6)
+    x[0, 1] = x[1, 5] = NAN
+    assert op(x).isnan().tolist() == [[False, True, False], [False, False, True]]
 
 
 # swigluoai_and_mul
@@ -101,7 +138,18 @@ def test_quick_gelu_of_both_signs_sums_to_x_and_squared_relus_to_its_square(x: T
     assert torch.equal(relu_squared(x) + relu_squared(-x), x * x)
 
 
-@pytest.mark.parametrize("function", [relu_squared, quick_gelu, lambda x: mul_add(x, x, 0.3)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        silu_and_mul,
+        gelu_and_mul,
+        gelu_tanh_and_mul,
+        swigluoai_and_mul,
+        relu_squared,
+        quick_gelu,
+        lambda x: mul_add(x, x, 0.3),
+    ],
+)
 def test_no_rounding_but_the_last(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(4096, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(function(x), function(x.float()).bfloat16())
@@ -137,6 +185,13 @@ def test_scale_and_product_are_not_rounded_to_the_dtype() -> None:
     x = torch.tensor([1.0, 1.0078125]).bfloat16()
     assert mul_add(x, -x, 1.0029296875).tolist()[0] == 0.0029296875
     assert mul_add(x, torch.full_like(x, -1.015625), 1.0078125).tolist()[1] == 2**-14
+
+
+def test_a_float64_y_has_the_product_in_float64() -> None:
+    # In float32 0.1 is more than 0.1 by 1.5e-9.
+    x, y = torch.ones(1), torch.tensor([-0.1], dtype=torch.float64)
+    assert mul_add(x, y, 0.1).tolist() == [0]
+    assert mul_add(x.double(), y.float(), 0.1).item() == 0.1 + y.float().item()
 
 
 def test_every_element_of_an_odd_size_is_computed_and_nothing_beyond_it() -> None:

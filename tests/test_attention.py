@@ -95,6 +95,14 @@ def test_softcap_follows_the_scale_and_precedes_the_mask() -> None:
     assert_close(lse, torch.tensor([[capped], [capped + math.log(2)]]))
 
 
+@pytest.mark.parametrize("value", [INF, -INF, math.nan])
+@pytest.mark.parametrize("name", ["softcap", "scale"])
+def test_a_factor_of_the_scores_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    args = *uniform(1, 2), starts(1), starts(2), 1, 2
+    with pytest.raises(hal.InvalidInput, match=f"^varlen_attention: {name} must"):
+        hal.ops.varlen_attention(*args, **{name: value})
+
+
 def test_sinks_join_the_denominator_unscaled_and_uncapped() -> None:
     q, k, v = torch.zeros(1, 2, 4), torch.zeros(3, 2, 4), torch.ones(3, 2, 1)
     sinks = torch.tensor([math.log(5.0), -INF])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import hal
 from hal_native.activation import silu_and_mul
 from hal_native.experts import fused_experts
 from hal_native.gemv import fused_gemv, fused_moe_gemv
@@ -110,6 +111,21 @@ def test_the_norm_weight_keeps_its_precision_and_eps_is_inside_the_root() -> Non
     x, weight = torch.ones(1, 1, dtype=BF16), torch.full((1, 1), 3.0, dtype=BF16)
     norm = torch.tensor([1 + 2.0**-8])  # In bfloat16 it is 1, and 3 / sqrt(9 + 7) is 3 / 4.
     assert fused_gemv(x, weight, norm_weight=norm, eps=7.0).item() == 0.75 + 2.0**-8
+
+
+@pytest.mark.parametrize("eps", [-1.0, math.inf, math.nan])
+def test_an_eps_that_is_no_eps_is_refused(eps: float) -> None:
+    with pytest.raises(hal.InvalidInput, match="eps must be finite and not negative"):
+        hal.ops.fused_gemv(torch.ones(1, 2), torch.ones(2, 2), norm_weight=torch.ones(2), eps=eps)
+
+
+@pytest.mark.parametrize("after", [{}, {"activation": "swiglu"}, {"norm_weight": torch.ones(2)}])
+def test_nan_stays_in_its_row(after: dict[str, Any]) -> None:
+    x = torch.ones(3, 4)
+    x[1, 2] = math.nan
+    result = fused_gemv(x, torch.ones(2, 4), **after)
+    assert result.isnan().all(dim=-1).tolist() == [False, True, False]
+    assert not result[[0, 2]].isnan().any()
 
 
 # fused_moe_gemv

@@ -178,9 +178,9 @@ def test_a_group_has_its_scale_and_zero(
 
 
 def test_the_low_nibble_is_the_even_column() -> None:
-    qweight = torch.tensor([[0x9A]], dtype=torch.uint8)
-    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert w4a16_mm(x, qweight, ones(1, 1), group_size=2).tolist() == [[2], [1]]
+    qweight = torch.tensor([[0x9A, 0xBC]], dtype=torch.uint8)
+    result = w4a16_mm(torch.eye(4), qweight, ones(1, 1), group_size=4)
+    assert result.flatten().tolist() == [2, 1, 4, 3]
 
 
 @pytest.mark.parametrize("group_size", [2, 4, 100])

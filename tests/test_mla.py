@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import hal
 from hal_native.attention import merge_attention_states, varlen_attention
 from hal_native.mla import mla_decode
 
@@ -45,6 +46,14 @@ def test_the_rotated_part_comes_last() -> None:
 def test_scale_is_as_given_whatever_the_widths() -> None:
     assert one([1.0] * 4, [1.0] * 5, [[1.0] * 9], scale=1.0)[1] == 9
     assert one([1.0] * 4, [1.0] * 5, [[1.0] * 9], scale=-0.5)[1] == -4.5
+
+
+@pytest.mark.parametrize("scale", [INF, math.nan])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    args = torch.zeros(1, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 3, 3)
+    table, lens = torch.tensor([[0]]), torch.tensor([3])
+    with pytest.raises(hal.InvalidInput, match="scale must be finite"):
+        hal.ops.mla_decode(*args, table, lens, scale=scale)
 
 
 def test_lse_is_a_natural_log_in_float32() -> None:

@@ -225,6 +225,16 @@ def test_scores_are_not_rounded_to_the_dtype_of_the_logits(name: str) -> None:
 
 
 @routers
+def test_a_float64_bias_has_the_scores_in_float64(name: str) -> None:
+    gating, bias = logits(64, 32), logits(32, seed=1, scale=0.01).double()
+    single = routed(name, gating, 6, correction_bias=bias)
+    for got, want in zip(
+        single, routed(name, gating.double(), 6, correction_bias=bias), strict=True
+    ):
+        assert torch.equal(got, want)
+
+
+@routers
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_nan_fills_the_weights_of_its_row_and_ids_stay_in_range(
     name: str, renormalize: bool

@@ -127,7 +127,10 @@ def test_residual_beyond_float16_leaves_the_norm_finite() -> None:
 def test_gemma_adds_one_in_float32() -> None:
     x, weight = torch.tensor([[4.0, 4.0]]), torch.tensor([2.0**-10, -1.0]).bfloat16()
     assert weight[0] + 1 == 1
-    assert torch.equal(norm.gemma_rms_norm(x, weight, 0.0), torch.tensor([[1 + 2.0**-10, 0.0]]))
+    expected = torch.tensor([[1 + 2.0**-10, 0.0]])
+    assert torch.equal(norm.gemma_rms_norm(x, weight, 0.0), expected)
+    fused, _ = norm.gemma_fused_add_rms_norm(x, torch.zeros_like(x), weight, 0.0)
+    assert torch.equal(fused, expected)
 
 
 def test_layer_norm_divides_the_variance_by_d() -> None:

@@ -91,6 +91,15 @@ def test_the_norm_is_not_rounded_before_it_is_quantised() -> None:
     assert not torch.equal(found[0], per_token_quant(rms_norm(x, None), dtype=INT8)[0])
 
 
+def test_the_norm_after_an_addition_is_not_rounded_before_it_is_quantised() -> None:
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    zeros, weight = torch.zeros_like(x), torch.ones(256)
+    found = fused_add_rms_norm_quant(x, zeros, weight, dtype=INT8)
+    assert_same(found[:2], per_token_quant(rms_norm(x.float(), None), dtype=INT8))
+    rounded = fused_add_rms_norm(x, zeros, weight)[0]
+    assert not torch.equal(found[0], per_token_quant(rounded, dtype=INT8)[0])
+
+
 def test_the_gate_is_the_first_half() -> None:
     x = torch.cat((torch.full((1, 16), -100.0), torch.ones(1, 16)), dim=-1)
     assert silu_and_mul_quant(x, scale=STATIC)[0].float().abs().max() == 0
@@ -147,10 +156,19 @@ def test_nan_stays_in_its_row() -> None:
         assert dequantize(*found).isnan().all(-1).tolist() == [False, True, False]
 
 
-def test_zeros_have_a_scale_to_divide_by() -> None:
-    for q, scale in (
-        silu_and_mul_quant(torch.zeros(2, 32)),
-        rms_norm_quant(torch.zeros(2, 32), None),
+@pytest.mark.parametrize("group_size", [None, 16])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float8_e4m3fn, 448), (torch.float8_e5m2, 57344), (INT8, 127)]
+)
+def test_zeros_have_a_scale_to_divide_by(
+    dtype: torch.dtype, limit: int, group_size: int | None
+) -> None:
+    zeros, ways = torch.zeros(2, 32), {"dtype": dtype, "group_size": group_size}
+    for q, scale, *_ in (
+        silu_and_mul_quant(zeros, **ways),
+        rms_norm_quant(zeros, None, **ways),
+        fused_add_rms_norm_quant(zeros, zeros, torch.ones(32), **ways),
     ):
         assert not q.float().any()
-        assert torch.equal(scale, torch.full((2, 1), 1e-10) / 448)
+        assert torch.equal(scale, torch.full_like(scale, 1e-10) / limit)
+        assert (scale > 0).all()

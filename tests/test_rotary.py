@@ -42,10 +42,11 @@ def as_complex(x: Tensor, is_neox: bool) -> Tensor:
 
 
 def test_pairs_of_neox_are_half_a_width_apart() -> None:
+    # The width of the cache: half the head of 8 would pair 1 with 5.
     quarter = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
-    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0, 5.0]]])
+    x = torch.arange(1.0, 9.0).view(1, 1, 8)
     out, _ = rotary_embedding(torch.tensor([0]), x, None, quarter)
-    assert torch.equal(out, torch.tensor([[[-3.0, 2.0, 1.0, 4.0, 5.0]]]))
+    assert out.flatten().tolist() == [-3, 2, 1, 4, 5, 6, 7, 8]
 
 
 def test_pairs_of_the_other_layout_are_neighbours() -> None:

@@ -319,6 +319,15 @@ def test_an_integer_seed_is_that_of_the_first_row(seed: int, offset: int, count:
     assert torch.equal(draws(row, seed, count, offset=torch.tensor(offset)), each)
 
 
+@given(seed=longs, offset=longs)
+@few
+def test_the_noise_is_that_of_the_documented_counter(seed: int, offset: int) -> None:
+    # Of equal probabilities the one with the least exponential variate wins: the smallest word.
+    words = philox_oracle(seed, offset, torch.arange(64).numpy())
+    drawn = draws(torch.full((64,), 1 / 64), torch.tensor([seed]), 1, offset=offset)
+    assert drawn.tolist() == [words.argmin()]
+
+
 @pytest.mark.parametrize("bit", [0, 1, 31, 32, 33, 62, 63])
 def test_all_bits_of_seed_and_offset_count(bit: int) -> None:
     row, flipped = torch.full((64,), 1 / 64), torch.tensor(1) << bit

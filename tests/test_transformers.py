@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
+    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -37,7 +38,9 @@ from transformers.models.glm import modeling_glm as glm
 from transformers.models.glm4v import modeling_glm4v as glm4v
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.nemotron import modeling_nemotron as nemotron
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
@@ -95,6 +98,14 @@ def test_rms_norms_in_half_precision_are_as_close_to_float64(name: str, dtype: t
     exact = op(x.double(), theirs.weight.double())
     # Llama's rounds the norm before it multiplies, Gemma's only after, as hal does.
     assert error(op(x, theirs.weight), exact) <= error(theirs(x), exact) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_layer_norms(size: int) -> None:
+    # Nemotron counts the weight from one.
+    theirs, x = filled(nemotron.NemotronLayerNorm1P(size)), randn(2, 5, size) * 3 + 7
+    got = hal.ops.layer_norm(x, theirs.weight + 1, theirs.bias, theirs.eps)
+    assert error(got, theirs(x)) <= FLOAT32
 
 
 def table_of(rotary: nn.Module, positions: int = 64) -> Tensor:
@@ -249,6 +260,21 @@ def test_attention(parts: Any, layer: int, options: dict[str, Any]) -> None:
     assert error(attended(module, q, k, v, **options, sinks=sinks), expected) <= FLOAT32
 
 
+def test_attention_of_images() -> None:
+    config = Qwen2VLVisionConfig(embed_dim=HIDDEN, num_heads=3)
+    config._attn_implementation = "eager"
+    module, hidden = filled(qwen2_vl.VisionAttention(config)), randn(sum(LENGTHS), HIDDEN)
+    angles = randn(sum(LENGTHS), 7, seed=1)
+    twice = torch.cat((angles, angles), dim=-1)
+    expected = module(hidden, starts(), position_embeddings=(twice.cos(), twice.sin()))
+    q, k, v = module.qkv(hidden).view(-1, 3, 3, 14).unbind(1)
+    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    q, k = hal.ops.rotary_embedding(torch.arange(sum(LENGTHS)), q, k, table)
+    bounds = starts(), starts(), max(LENGTHS), max(LENGTHS)
+    out, _ = hal.ops.varlen_attention(q, k, v, *bounds)
+    assert error(module.proj(out.flatten(1)), expected) <= FLOAT32
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("head_dim", [2, 18, 64])
 def test_packed_norm_and_rotation_before_attention(head_dim: int, layer: int) -> None:
@@ -287,6 +313,15 @@ def test_decoding_over_latents(interleaved: bool) -> None:
     out, _ = hal.ops.mla_decode(folded, q_rope[last], rows, table, lens, scale=module.scaling)
     out = module.o_proj(torch.einsum("bhl,hdl->bhd", out, down).flatten(1))
     assert error(out, expected) <= FLOAT32
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0])
+def test_temperatures(temperature: float) -> None:
+    # In float64: theirs divides first, which rounds logits that a small temperature makes large.
+    logits = randn(33, 257).double() * 5
+    warped = TemperatureLogitsWarper(temperature)(torch.zeros(33, 0, dtype=torch.int64), logits)
+    got = hal.ops.softmax(logits, temperature=temperature)
+    torch.testing.assert_close(got, warped.softmax(-1), rtol=1e-12, atol=0)
 
 
 LIMITS = {

@@ -11,6 +11,7 @@ def right(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     hal.ops.silu_and_mul(x, out=y)
     normed, residual = hal.ops.fused_add_rms_norm(x, y, weight, eps=1e-5)
     hal.ops.fused_add_rms_norm_(normed, residual, weight)
+    hal.ops.rotary_embedding(x, y, None, weight, out=(y, None))
     return hal.ops.softmax(hal.ops.rms_norm(normed, None), temperature=0.7)
 
 

@@ -335,7 +335,7 @@ def rotary_embedding(
     *,
     is_neox: bool = True,
     offsets: Tensor | None = None,
-    out: tuple[Tensor, Tensor] | None = None,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Rotate pairs: ``(a, b) -> (a * cos - b * sin, b * cos + a * sin)``, in float32, rounded
     once."""
@@ -360,7 +360,7 @@ def multimodal_rotary_embedding(
     sections: Sequence[int],
     *,
     is_neox: bool = True,
-    out: tuple[Tensor, Tensor] | None = None,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """``rotary_embedding`` by three positions a token: of its frame, its row and its column."""
 

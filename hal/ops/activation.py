@@ -22,8 +22,10 @@ def _gated(x: Tensor) -> Tensor:
 def silu_and_mul(x: Tensor) -> Tensor:
     """SwiGLU gate: ``silu(x[..., :d]) * x[..., d:]``, computed in float32 and rounded once.
 
+    float64 is computed in float64. NaN stays NaN in its place; a gate of -inf gives NaN.
+
     Args:
-        x: [..., 2 * d], floating point.
+        x: [..., 2 * d], floating point, any leading dimensions; empty gives empty.
 
     Returns:
         [..., d], the dtype of ``x``.
@@ -39,8 +41,11 @@ def silu_and_mul(x: Tensor) -> Tensor:
 def gelu_and_mul(x: Tensor) -> Tensor:
     """GELU gate, erf form: ``gelu(x[..., :d]) * x[..., d:]``, in float32 and rounded once.
 
+    ``gelu(g) = g / 2 * (1 + erf(g / sqrt(2)))`` (arXiv 1606.08415). float64 is computed in float64.
+    NaN stays NaN in its place; a gate of -inf gives NaN.
+
     Args:
-        x: [..., 2 * d], floating point.
+        x: [..., 2 * d], floating point, any leading dimensions; empty gives empty.
 
     Returns:
         [..., d], the dtype of ``x``.
@@ -57,9 +62,10 @@ def gelu_tanh_and_mul(x: Tensor) -> Tensor:
     """GELU gate, tanh form: ``gelu_tanh(x[..., :d]) * x[..., d:]``, in float32 and rounded once.
 
     ``gelu_tanh(g) = g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g**3)))`` (arXiv 1606.08415).
+    float64 is computed in float64. NaN stays NaN in its place; a gate of -inf gives NaN.
 
     Args:
-        x: [..., 2 * d], floating point.
+        x: [..., 2 * d], floating point, any leading dimensions; empty gives empty.
 
     Returns:
         [..., d], the dtype of ``x``.
@@ -100,10 +106,10 @@ def swigluoai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Te
 def relu_squared(x: Tensor) -> Tensor:
     """Squared ReLU: ``max(x, 0)**2``, computed in float32 and rounded once (arXiv 2109.08668).
 
-    NaN stays NaN in its place; the gradient at 0 is 0.
+    float64 is computed in float64. NaN stays NaN in its place; the gradient at 0 is 0.
 
     Args:
-        x: Floating point, any shape.
+        x: Floating point, any shape; empty gives empty.
 
     Returns:
         The shape and dtype of ``x``.
@@ -120,10 +126,11 @@ def relu_squared(x: Tensor) -> Tensor:
 def quick_gelu(x: Tensor) -> Tensor:
     """Sigmoid approximation of GELU: ``x * sigmoid(1.702 * x)``, in float32 and rounded once.
 
-    From arXiv 1606.08415, section 2. NaN stays NaN in its place; -inf gives NaN.
+    From arXiv 1606.08415, section 2. float64 is computed in float64. NaN stays NaN in its place;
+    -inf gives NaN.
 
     Args:
-        x: Floating point, any shape.
+        x: Floating point, any shape; empty gives empty.
 
     Returns:
         The shape and dtype of ``x``.
@@ -141,10 +148,10 @@ def mul_add(x: Tensor, y: Tensor, scale: float) -> Tensor:
     """``x * scale + y``, computed in float32 and rounded once; ``y`` stays as it is.
 
     In float64 if ``x`` or ``y`` is. ``scale`` is rounded to that precision first; whether the
-    product is rounded to it before the sum is up to the kernel.
+    product is rounded to it before the sum is up to the kernel. NaN stays NaN in its place.
 
     Args:
-        x: Floating point, any shape.
+        x: Floating point, any shape; empty gives empty.
         y: The shape of ``x``, floating point; its dtype may differ.
         scale: Finite.
 

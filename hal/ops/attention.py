@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ from hal.ops.kv_cache import INDEX, check_cache, check_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def check_finite(scale: float | None) -> None:
+    """Require a scale of the scores, if given, to be a finite number."""
+    check(scale is None or -math.inf < scale < math.inf, "scale must be finite", scale=scale)
 
 
 def _check_query(
@@ -40,11 +46,17 @@ def _check_query(
 
 
 def _check_options(
-    max_seqlen_q: int, max_seqlen_k: int, window: Sequence[int], softcap: float
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    scale: float | None,
+    window: Sequence[int],
+    softcap: float,
 ) -> None:
     check(max_seqlen_q >= 0, "max_seqlen_q must not be negative", max_seqlen_q=max_seqlen_q)
     check(max_seqlen_k >= 0, "max_seqlen_k must not be negative", max_seqlen_k=max_seqlen_k)
+    check_finite(scale)
     check(softcap >= 0, "softcap must not be negative", softcap=softcap)
+    check(softcap < math.inf, "softcap must be finite; 0 is off", softcap=softcap)
     check(
         len(window) == 2 and window[0] >= -1 and window[1] >= -1,
         "window must be (left, right), each at least 0 or -1 for no limit",
@@ -100,7 +112,7 @@ def varlen_attention(
         cu_seqlens_k: [sequences + 1], int32 or int64: the same in ``k`` and ``v``.
         max_seqlen_q: No sequence has more queries; may be larger than the longest.
         max_seqlen_k: No sequence has more keys; may be larger than the longest.
-        scale: Multiplies the scores; None is ``head_dim ** -0.5``.
+        scale: Finite; multiplies the scores. None is ``head_dim ** -0.5``.
         causal: Whether a query sees no key behind its own position.
         window: (left, right): how many keys before and after its own position a query sees; -1 is
             no limit.
@@ -132,7 +144,7 @@ def varlen_attention(
     )
     check_dtype(INDEX, cu_seqlens_k=cu_seqlens_k)
     check_shape(cu_seqlens_q.shape, cu_seqlens_k=cu_seqlens_k)
-    _check_options(max_seqlen_q, max_seqlen_k, window, softcap)
+    _check_options(max_seqlen_q, max_seqlen_k, scale, window, softcap)
     return _results(q, v.shape[2])
 
 
@@ -179,7 +191,7 @@ def paged_attention(
             first at 0.
         max_seqlen_q: No sequence has more queries; may be larger than the longest.
         max_seqlen_k: No sequence has more keys; may be larger than the longest.
-        scale: Multiplies the scores; None is ``head_dim ** -0.5``.
+        scale: Finite; multiplies the scores. None is ``head_dim ** -0.5``.
         causal: Whether a query sees no key behind its own position.
         window: (left, right): how many keys before and after its own position a query sees; -1 is
             no limit.
@@ -214,7 +226,7 @@ def paged_attention(
     )
     check_shape((sequences,), seq_lens=seq_lens)
     check_scale(k_cache, k_scale=k_scale, v_scale=v_scale)
-    _check_options(max_seqlen_q, max_seqlen_k, window, softcap)
+    _check_options(max_seqlen_q, max_seqlen_k, scale, window, softcap)
     return _results(q, v_cache.shape[3])
 
 

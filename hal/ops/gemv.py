@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,7 +83,8 @@ def fused_gemv(
     The weight's dtype says how the product is computed: a floating point one as it is, uint8 as in
     ``w4a16_mm`` with a zero of 8, and 8-bit floats as in ``block_scaled_mm`` with blocks of 128.
     Everything is computed in float32 (float64 for float64), what follows the product too, and the
-    result is rounded once. The op is right for any number of rows, and meant for few.
+    result is rounded once. NaN in a row of ``x`` stays in that row. The op is right for any number
+    of rows, and meant for few.
 
     Args:
         x: [..., k], floating point; codes of float8_e4m3fn or float8_e5m2 if ``weight`` has them.
@@ -95,7 +97,7 @@ def fused_gemv(
             as ``silu_and_mul``; None gives ``y``. Not together with ``norm_weight``.
         norm_weight: [n], floating point: the RMS norm of each row of the product, over n, as
             ``rms_norm``; None is no norm.
-        eps: Inside the root of the norm.
+        eps: Inside the root of the norm; finite and not negative.
 
     Returns:
         [..., n], or [..., n / 2] with "swiglu"; the dtype of ``x``, bfloat16 for 8-bit floats.
@@ -113,6 +115,7 @@ def fused_gemv(
     check(one, "activation and norm_weight exclude each other", activation=activation)
     check_floating(norm_weight=norm_weight)
     check_shape(weight.shape[:1], norm_weight=norm_weight)
+    check(0 <= eps < math.inf, "eps must be finite and not negative", eps=eps)
     return x.new_empty((*x.shape[:-1], _activated(weight.shape[0], activation)), dtype=dtype)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from hal.checks import check, check_dtype, check_floating, check_shape
 from hal.op import op
+from hal.ops.attention import check_finite
 from hal.ops.kv_cache import INDEX
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def mla_decode(
             size of at least 1, any strides.
         block_table: [sequences, blocks of the longest], int32 or int64.
         seq_lens: [sequences], int32 or int64: rows of each sequence.
-        scale: Multiplies the scores: of the head_dim before the folding, ``(128 + 64) ** -0.5`` in
-            DeepSeek-V3, which the shapes here do not tell.
+        scale: Finite; multiplies the scores: of the head_dim before the folding,
+            ``(128 + 64) ** -0.5`` in DeepSeek-V3, which the shapes here do not tell.
 
     Returns:
         out: [sequences, heads, latent_dim], the dtype of ``q_nope``.
@@ -91,6 +92,7 @@ def mla_decode(
         (tensor([[[2.]]]), tensor([[0.6931]]))
     """
     _check_queries(q_nope, q_rope)
+    check_finite(scale)
     _check_pages(kv_cache, q_nope.shape[2] + q_rope.shape[2], q_nope.dtype)
     check_dtype(INDEX, block_table=block_table, seq_lens=seq_lens)
     check(

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 SCORINGS = "softmax", "sigmoid"
 
 
-def _routed(gating: Tensor, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _check_routed(gating: Tensor, k: int, bias: Tensor | None) -> None:
     check_floating(gating=gating, correction_bias=bias)
     check(gating.dim() > 0, "gating must be [..., experts]", gating=gating)
     check_shape(gating.shape[-1:], correction_bias=bias)
     check(k >= 1, "k must be at least 1", k=k)
+
+
+def _results(gating: Tensor, k: int) -> tuple[Tensor, Tensor]:
     shape = (*gating.shape[:-1], k)
     ids = gating.new_empty(shape, dtype=torch.int32)
     return gating.new_empty(shape, dtype=torch.float32), ids
@@ -88,10 +91,10 @@ def topk_softmax(
         >>> hal.ops.topk_softmax(torch.tensor([[0.0, 2.0, 1.0]]), 2, renormalize=True)
         (tensor([[0.7311, 0.2689]]), tensor([[1, 2]], dtype=torch.int32))
     """
-    results = _routed(gating, k, correction_bias)
+    _check_routed(gating, k, correction_bias)
     check(k <= gating.shape[-1], "k must be at most the number of experts", k=k, gating=gating)
     check(0 <= softcap < math.inf, "softcap must be finite and not negative", softcap=softcap)
-    return results
+    return _results(gating, k)
 
 
 @op
@@ -122,9 +125,9 @@ def topk_sigmoid(
         >>> hal.ops.topk_sigmoid(torch.tensor([[0.0, 2.0, 1.0]]), 2, correction_bias=bias)
         (tensor([[0.7311, 0.8808]]), tensor([[2, 1]], dtype=torch.int32))
     """
-    results = _routed(gating, k, correction_bias)
+    _check_routed(gating, k, correction_bias)
     check(k <= gating.shape[-1], "k must be at most the number of experts", k=k, gating=gating)
-    return results
+    return _results(gating, k)
 
 
 @op
@@ -185,7 +188,7 @@ def grouped_topk(
         >>> hal.ops.grouped_topk(gating, 2, correction_bias=torch.zeros(4), **groups)
         (tensor([[0.5464, 0.4536]]), tensor([[2, 3]], dtype=torch.int32))
     """
-    results = _routed(gating, k, correction_bias)
+    _check_routed(gating, k, correction_bias)
     _check_groups(gating.shape[-1], num_groups, topk_groups, k, num_fused_shared_experts)
     check(scoring in SCORINGS, "scoring must be 'softmax' or 'sigmoid'", scoring=scoring)
     check(
@@ -193,7 +196,7 @@ def grouped_topk(
         "routed_scaling_factor must be finite and above 0",
         routed_scaling_factor=routed_scaling_factor,
     )
-    return results
+    return _results(gating, k)
 
 
 @op

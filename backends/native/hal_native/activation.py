@@ -47,4 +47,5 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def mul_add(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    return (wide(x) * scale + wide(y)).to(x.dtype).contiguous()
+    a, b = wide(x), wide(y)
+    return (a.to(torch.promote_types(a.dtype, b.dtype)) * scale + b).to(x.dtype).contiguous()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hal.ops.experts import BLOCK
 from hal_native.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from hal_native.arithmetic import wide
 from hal_native.matmul import block_product, product
+from hal_native.quant import quantized
 
 _GATED = {"silu": silu_and_mul, "gelu": gelu_and_mul, "gelu_tanh": gelu_tanh_and_mul}
 
@@ -38,16 +40,5 @@ def fused_experts(
 def _linear(x: Tensor, weight: Tensor, scale: Tensor | None, expert: int) -> Tensor:
     if scale is None:
         return product(x, weight[expert].to(x.dtype))
-    codes, x_scale = _quantised(x, weight.dtype)
+    codes, x_scale = quantized(x, BLOCK, weight.dtype)
     return block_product(codes, weight[expert], x_scale, scale[expert])
-
-
-def _quantised(x: Tensor, dtype: torch.dtype, size: int = 128) -> tuple[Tensor, Tensor]:
-    """Codes and a scale for each ``size`` columns of float32 ``x``, the last group smaller."""
-    limit = torch.finfo(dtype).max
-    groups = torch.nn.functional.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
-    # Division by a number is multiplication with its inverse on some devices.
-    divisor = torch.full((), limit, device=x.device)
-    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10) / divisor
-    codes = (groups / scale).clamp(-limit, limit).to(dtype).flatten(-2)
-    return codes[..., : x.shape[-1]], scale.squeeze(-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hal_native.arithmetic import wide
+from hal_native.quant import encode
 
 
 def per_head(scale: Tensor | float | None, x: Tensor) -> Tensor:
@@ -15,14 +16,9 @@ def per_head(scale: Tensor | float | None, x: Tensor) -> Tensor:
     return x.new_full((1, 1), 1.0 if scale is None else scale)
 
 
-def encode(x: Tensor, dtype: torch.dtype, scale: Tensor | float | None) -> Tensor:
+def cached(x: Tensor, dtype: torch.dtype, scale: Tensor | float | None) -> Tensor:
     """The rows as a cache of ``dtype`` holds them."""
-    if x.dtype == dtype:
-        return x
-    limit = torch.finfo(dtype).max
-    scaled = wide(x) / per_head(scale, wide(x))
-    # The cast alone saturates for e4m3fn only, and not on every device.
-    return scaled.clamp(-limit, limit).to(dtype)
+    return x if x.dtype == dtype else encode(wide(x) / per_head(scale, wide(x)), dtype)
 
 
 def bits(x: Tensor) -> Tensor:
@@ -53,6 +49,6 @@ def store_kv_cache_(
     k_scale: Tensor | float | None = None,
     v_scale: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    store_rows(bits(k_cache), bits(encode(k, k_cache.dtype, k_scale)), slot_mapping)
-    store_rows(bits(v_cache), bits(encode(v, v_cache.dtype, v_scale)), slot_mapping)
+    store_rows(bits(k_cache), bits(cached(k, k_cache.dtype, k_scale)), slot_mapping)
+    store_rows(bits(v_cache), bits(cached(v, v_cache.dtype, v_scale)), slot_mapping)
     return k_cache, v_cache

@@ -21,7 +21,7 @@ def topk_softmax(
     correction_bias: Tensor | None = None,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    logits = wide(gating)
+    logits = _logits(gating, correction_bias)
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     score = _softmax(_biased(logits, correction_bias))
@@ -31,7 +31,7 @@ def topk_softmax(
 def topk_sigmoid(
     gating: Tensor, k: int, *, renormalize: bool = False, correction_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    score, choice = _choice(_sigmoid(wide(gating)), correction_bias)
+    score, choice = _choice(_sigmoid(_logits(gating, correction_bias)), correction_bias)
     ids = choice.argsort(dim=-1, descending=True, stable=True)[..., :k]
     return _taken(score, ids, renormalize)
 
@@ -49,7 +49,7 @@ def grouped_topk(
     routed_scaling_factor: float = 1.0,
     scale_on_output: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    logits = wide(gating)
+    logits = _logits(gating, correction_bias)
     scores = _sigmoid(logits) if scoring == "sigmoid" else _softmax(logits)
     score, choice = _choice(scores, correction_bias)
     best = 1 if correction_bias is None else 2
@@ -94,6 +94,11 @@ def moe_align_block_size(
 
 def moe_sum(x: Tensor, *, scale: float = 1.0) -> Tensor:
     return (wide(x).sum(dim=-2) * scale).to(x.dtype).contiguous()
+
+
+def _logits(gating: Tensor, bias: Tensor | None) -> Tensor:
+    """The logits in the dtype that everything is computed in, which a bias may widen."""
+    return gating.double() if bias is not None and bias.dtype == torch.float64 else wide(gating)
 
 
 def _biased(scores: Tensor, bias: Tensor | None) -> Tensor:
