@@ -8,13 +8,25 @@ from typing import Any
 
 import attrs
 import torch
+from torch.overrides import (
+    _get_current_function_mode_stack,  # pyright: ignore[reportPrivateUsage]
+)
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 
 from hal.errors import BackendError
 
-__all__ = ["Repair", "fits_torch", "registrations", "repair", "torch_range", "unchanged"]
+__all__ = [
+    "Repair",
+    "default_device",
+    "fits_torch",
+    "registrations",
+    "repair",
+    "torch_range",
+    "unchanged",
+]
 
 
 def torch_range(_: object, __: object, text: str) -> None:
@@ -68,6 +80,16 @@ def repair(wanted: Repair) -> str:
     if wanted.needed():
         raise BackendError("it was applied without effect")
     return "applied"
+
+
+def default_device() -> torch.device:
+    """``torch.get_default_device()``, which in torch 2.7 overlooks ``with torch.device(...)``."""
+    modes = reversed(_get_current_function_mode_stack())
+    chosen = next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
+    if chosen is None:
+        return torch.get_default_device()
+    # Without an index it is the current device of its type, which a new tensor has.
+    return torch.empty(0).device if chosen.index is None else chosen
 
 
 def _set_seed(seed: int) -> None:

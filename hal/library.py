@@ -108,8 +108,6 @@ def _traced(form: Form) -> Callable[[Flat, Any], Any]:
         if form.inplace or out is not None:
             check_unrecorded(form.name, (*flat, *as_tuple(out)))
         function = getattr(tracing, f"{prefix}{where.type}@{where.index}")
-        if torch.compiler.is_exporting():
-            function = None
         results = opaque(flat) if function is None else inline(function, flat)
         if out is not None:
             check_out(form.name, as_tuple(out), as_tuple(results), where)

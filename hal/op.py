@@ -178,7 +178,9 @@ def _named(contract: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return contract(*args, **kwargs)
         except InvalidInput as error:
-            raise type(error)(f"{contract.__name__}: {error}") from None
+            refusal = type(error)(f"{contract.__name__}: {error}")
+        # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same.
+        raise refusal
 
     return named
 

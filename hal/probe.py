@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from hal.compat import default_device
 from hal.errors import InvalidInput, InvalidType
 from hal.hardware import Capability, Device
 from hal.plugins import REFERENCE, Plugin, is_a, registry
@@ -138,7 +139,7 @@ def _found(kind: str, index: int | None) -> Device:
 
 
 def _current() -> Device:
-    chosen = torch.get_default_device()
+    chosen = default_device()
     accelerators = [found for found in devices() if found.accelerator]
     default = _found(chosen.type, chosen.index)
     if default.accelerator or not accelerators:

@@ -179,6 +179,8 @@ def test_a_device_on_which_torch_places_nothing_is_a_problem() -> None:
 def two_chips(fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two accelerators of a type that torch knows by name, the second being torch's current one."""
     module = SimpleNamespace(device_count=lambda: 2, current_device=lambda: 1)
+    # torch.accelerator asks this of the module too; the machine's own devices are not wanted here.
+    module.is_available = lambda: False
     monkeypatch.setattr(torch, "get_device_module", lambda _: module)
     chips = [hal.Device("cuda", i, name=f"chip {i}") for i in (1, 0)]
     with installed(seen(*chips, devices=("cuda",)), NATIVE):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hal_native.activation import silu_and_mul
 from hal_native.arithmetic import wide
+from hal_native.kv_cache import bits
 from hal_native.matmul import block_product, from_nibbles, product
 from hal_native.norm import rms_norm
 
@@ -45,7 +46,8 @@ def fused_moe_gemv(
         x = x.unsqueeze(-2)
         x_scale = None if x_scale is None else x_scale.unsqueeze(-2)
     scale = None if weight_scale is None else weight_scale[expert]
-    result = _product(x, weight[expert], x_scale, scale)
+    chosen = bits(weight)[expert].view(weight.dtype)
+    result = _product(x, chosen, x_scale, scale)
     if activation is not None:
         result = silu_and_mul(result)
     if topk_weights is not None:
