@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -249,3 +250,12 @@ def test_results_are_checked_once_for_each_plan(monkeypatch: pytest.MonkeyPatch)
 def test_tensors_on_two_devices_are_refused() -> None:
     with pytest.raises(hal.InvalidInput, match="x on cpu, weight on meta"):
         hal.ops.rms_norm(X, WEIGHT.to("meta"))
+
+
+def test_a_sparse_tensor_is_refused() -> None:
+    refusal = pytest.raises(hal.InvalidInput, match="must be a dense tensor, not sparse_coo")
+    for call in hal.ops.silu_and_mul, functools.partial(hal.explain, "silu_and_mul"):
+        with refusal:
+            call(torch.eye(4).to_sparse())
+    with refusal:
+        hal.ops.rms_norm(torch.eye(4), torch.eye(4).to_sparse())
