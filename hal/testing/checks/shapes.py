@@ -72,6 +72,15 @@ def _plain(flat: Iterable[Any]) -> bool:
     return all(v.is_contiguous() for v in flat if isinstance(v, Tensor))
 
 
+def _shape(value: Any) -> Sequence[Any]:
+    return value.shape if isinstance(value, Tensor) else ()
+
+
+def _symbol(size: Any) -> sympy.Symbol | None:
+    expr = size.node.expr if isinstance(size, torch.SymInt) else None
+    return expr if isinstance(expr, sympy.Symbol) else None
+
+
 class _Traced:
     """A call on symbolic sizes, and what it says of calls with other sizes."""
 
@@ -79,53 +88,132 @@ class _Traced:
         self.env = ShapeEnv(duck_shape=False)
         with FakeTensorMode(shape_env=self.env) as mode:
             self.flat = _faked(mode, flat)
+            # Read before the call, which may let one symbol stand for another.
+            self.symbols = [list(map(_symbol, _shape(value))) for value in self.flat]
             self.results = results(subject.run(self.flat))
 
     def sizes(self, flat: Sequence[Any]) -> dict[sympy.Symbol, int]:
         """The symbols with their values in another call."""
-        pairs = [
-            (size.node.expr, real)
-            for value, other in zip(self.flat, flat, strict=True)
-            if isinstance(value, Tensor)
-            for size, real in zip(value.shape, other.shape, strict=True)
-            if isinstance(size, torch.SymInt)
-        ]
-        return {expr: real for expr, real in pairs if isinstance(expr, sympy.Symbol)}
+        return {
+            symbol: size
+            for symbols, value in zip(self.symbols, flat, strict=True)
+            for symbol, size in zip(symbols, _shape(value), strict=True)
+            if symbol is not None
+        }
 
-    def fixed(self, value: Tensor) -> bool:
-        """Whether the leading size of an argument has become a number."""
-        size = value.shape[0]
-        return isinstance(size, torch.SymInt) and not self.env.simplify(size.node.expr).free_symbols
-
-    def serves(self, sizes: dict[sympy.Symbol, int]) -> bool:
-        """Whether what was assumed while tracing holds for other sizes."""
-        return all(guard.expr.xreplace(sizes) == sympy.true for guard in self.env.guards)
-
-    def shapes(self, sizes: dict[sympy.Symbol, int]) -> list[tuple[int, ...]]:
-        """The shapes of the results for other sizes."""
+    def fixed(self, value: Tensor) -> list[int]:
+        """The dimensions of an argument whose sizes have become numbers."""
         return [
-            tuple(
-                int(s.node.expr.xreplace(sizes)) if isinstance(s, torch.SymInt) else s
-                for s in result.shape
-            )
-            for result in self.results
+            i
+            for i, size in enumerate(value.shape)
+            if isinstance(size, torch.SymInt)
+            and not self.env.simplify(size.node.expr).free_symbols
         ]
+
+    def broken(self, sizes: dict[sympy.Symbol, int]) -> list[str]:
+        """What was assumed while tracing and does not hold for other sizes."""
+        guards = [guard.expr for guard in self.env.guards]
+        return [str(each) for each in guards if each.xreplace(sizes) != sympy.true]
+
+    def facts(self, sizes: dict[sympy.Symbol, int]) -> list[tuple[Any, ...]]:
+        """Shapes and strides of the results for other sizes."""
+
+        def known(values: Sequence[Any]) -> tuple[int, ...]:
+            symbolic = torch.SymInt
+            return tuple(
+                int(v.node.expr.xreplace(sizes)) if isinstance(v, symbolic) else v for v in values
+            )
+
+        return [(known(result.shape), known(result.stride())) for result in self.results]
+
+
+def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(tensor.shape), strides if tensor.numel() else None
+
+
+def _holds(subject: Subject, traced: _Traced, name: str, flat: Sequence[Any]) -> None:
+    """Require what symbolic sizes say of a call with other sizes to be what comes of it."""
+    sizes = traced.sizes(flat)
+    if traced.broken(sizes):
+        return
+    found = results(subject.run(flat))
+    real = [_laid_out(result, result.stride()) for result in found]
+    facts = zip(found, traced.facts(sizes), strict=True)
+    said = [(shape, strides if result.numel() else None) for result, (shape, strides) in facts]
+    assert real == said, f"{name}: {real}; symbolic sizes say {said}"
+
+
+def _row_names(subject: Subject, flat: Sequence[Any]) -> dict[str, int]:
+    """The positions of the arguments that have a leading dimension of rows, by name."""
+    names = {*subject.record.rows, *(subject.record.far or ())}
+    return {
+        parameter.name: i
+        for i, (parameter, value) in enumerate(zip(subject.op.parameters, flat, strict=True))
+        if parameter.name in names and isinstance(value, Tensor) and value.ndim > 1
+    }
+
+
+def _together(subject: Subject, flat: Sequence[Any]) -> list[int]:
+    """The positions of the arguments of which each result has a row for each of their rows."""
+    places = [p.name for p in subject.op.parameters]
+    given = [places.index(name) for name in subject.record.rows]
+    if not given or not isinstance(flat[given[0]], Tensor) or flat[given[0]].ndim < 2:
+        return []
+    count = flat[given[0]].shape[0]
+    return [i for i in given if isinstance(flat[i], Tensor) and flat[i].shape[:1] == (count,)]
+
+
+def _free(subject: Subject, traced: _Traced, group: list[Sample]) -> None:
+    """Require a size in which samples differ to stay free; some are fixed by plain arguments."""
+    calls = [subject.op.flatten(sample.args, sample.kwargs) for sample in group]
+    for i, value in enumerate(traced.flat):
+        for dim in traced.fixed(value) if isinstance(value, Tensor) else ():
+            seen = {call[i].shape[dim] for call in calls}
+            name = subject.op.parameters[i].name
+            assert len(seen) == 1, f"size {dim} of {name} is baked in; samples have {sorted(seen)}"
+
+
+# Beside them lies what a kernel may treat apart: blocks of rows, and whole numbers of them.
+_ROWS = sorted({n + d for n in (8, 16, 32, 64, 100, 128, 256, 1024, 4096) for d in (-1, 0, 1)})
+
+
+def _any_rows(subject: Subject, traced: _Traced, flat: Sequence[Any]) -> None:
+    """Require nothing to be assumed of the number of rows."""
+    found = [traced.symbols[i][0] for i in _together(subject, flat)]
+    symbols = [symbol for symbol in found if symbol is not None]
+    for count in (*range(2, 7), *_ROWS) if symbols else ():
+        broken = traced.broken({**traced.sizes(flat), **dict.fromkeys(symbols, count)})
+        assert not broken, f"traced for other numbers of rows than {count} rows: {broken[0]}"
+
+
+def _twice(flat: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    return [torch.cat([v, v]) if i in places else v for i, v in enumerate(flat)]
 
 
 def _general(subject: Subject, group: list[Sample]) -> None:
     first = subject.flat(group[0])
     traced = _Traced(subject, first)
-    names = {*subject.record.rows, *(subject.record.far or ())}
-    for parameter, value in zip(subject.op.parameters, traced.flat, strict=True):
-        if parameter.name in names and isinstance(value, Tensor) and value.ndim > 1:
-            assert not traced.fixed(value), f"the number of rows of {parameter.name} is baked in"
+    for name, i in _row_names(subject, first).items():
+        assert 0 not in traced.fixed(traced.flat[i]), f"the number of rows of {name} is baked in"
+    _free(subject, traced, group)
+    _any_rows(subject, traced, first)
     for sample in group:
-        flat = subject.flat(sample)
-        sizes = traced.sizes(flat)
-        if traced.serves(sizes):
-            shapes = [tuple(result.shape) for result in results(subject.run(flat))]
-            said = traced.shapes(sizes)
-            assert shapes == said, f"{sample.name}: {shapes}; symbolic sizes say {said}"
+        _holds(subject, traced, sample.name, subject.flat(sample))
+    places = _together(subject, first)
+    if places and first[places[0]].shape[0] > 1:
+        _holds(subject, traced, "twice its rows", _twice(first, places))
+
+
+def _ranks(sample: Sample) -> tuple[int | None, ...]:
+    return tuple(v.ndim if isinstance(v, Tensor) else None for v in sample.args)
+
+
+def _chosen(groups: list[list[Sample]], most: int) -> list[list[Sample]]:
+    """The largest groups, and one of each other combination of ranks."""
+    groups = sorted(groups, key=len, reverse=True)
+    seen = {_ranks(group[0]) for group in groups[:most]}
+    rest = {_ranks(group[0]): group for group in reversed(groups[most:])}
+    return groups[:most] + [group for ranks, group in rest.items() if ranks not in seen]
 
 
 @check("symbolic")
@@ -139,8 +227,7 @@ def symbolic(subject: Subject, effort: Effort) -> int:
     alike = [group for group in groups.values() if _varied(group[0])]
     if not alike:
         raise NotTried("no sample has a size above 1 in contiguous tensors")
-    alike.sort(key=len, reverse=True)
-    chosen = alike[: max(4, len(alike) // effort.every)]
+    chosen = _chosen(alike, max(4, len(alike) // effort.every))
     each(chosen, lambda group: _general(subject, group), lambda group: group[0].name)
     return sum(map(len, chosen))
 

@@ -1,0 +1,64 @@
+"""The kit sees faults of declaration, registration and results: each is planted once."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from hal.testing.attempt import tried
+from hal.testing.checks import CHECKS, Effort
+from hal.testing.outcome import Cell, Status
+from hal.testing.questions import Question
+from registration_faults import FAULTS, Fault, planted
+
+# Torch's own checks take a tenth of a second a sample; one in thirty shows what they see.
+EFFORTS = {"opcheck": Effort(every=30), "gradients": Effort(every=30)}
+
+
+def asked(fault: Fault) -> Cell:
+    """What the check of a fault says while that is in."""
+    with planted(fault) as subject:
+        run = functools.partial(CHECKS[fault.check].run, subject)
+        question = Question(subject.op.name, subject.spec, fault.check, subject.device, run)
+        return tried(question, EFFORTS.get(fault.check, Effort()))[0]
+
+
+@functools.cache
+def sound(op: str, check: str, inplace: bool) -> Cell:
+    """What the check says of the op without a fault, planted in the same way."""
+    fault = next(
+        f for f in FAULTS if (f.op, f.check, f.inplace is not None) == (op, check, inplace)
+    )
+    return asked(fault.control)
+
+
+TABLE: list[tuple[Fault, Cell]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Show, at the end, what was seen of each fault."""
+    yield
+    write = request.config.get_terminal_writer().line
+    write()
+    for fault, cell in TABLE:
+        caught = "caught" if cell.status is Status.REFUTED else cell.status.value
+        write(f"{fault.name[:58]:58} {fault.op:21} {fault.check:9} {caught} {cell.reason[:150]}")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.op}: {fault.name}")
+def test_the_kit_refutes(fault: Fault) -> None:
+    control = sound(fault.op, fault.check, fault.inplace is not None)
+    assert control.status is Status.PROVEN, control.reason
+    found = asked(fault)
+    TABLE.append((fault, found))
+    assert found.status is Status.REFUTED, found
+    assert re.search(fault.complaint, found.reason), found.reason
+
+
+def test_there_are_many_faults() -> None:
+    assert len(FAULTS) >= 42
+    assert len({(fault.op, fault.name) for fault in FAULTS}) == len(FAULTS)
