@@ -80,7 +80,7 @@ SHAPES = [
         AGAINST,
         lambda x, s: x.new_empty_strided(s, _backwards(s)),
     ),
-    _fault("another storage offset", "opcheck", "storage_offset", _offset),
+    _fault("another storage offset", "opcheck", "mismatched storage offset", _offset),
     _fault("a stride that is right for contiguous input only", "fake", AGAINST, _as_input),
     _fault("right for matrices only", "fake", AGAINST, lambda x, s: x.new_empty((x.shape[0], s[-1]))),
     _fault(
@@ -135,7 +135,7 @@ SIZES = [
     _fault(
         "int() of the columns",
         "symbolic",
-        "x is baked in",
+        "a size is baked in",
         lambda x, s: x.new_empty((*s[:-1], int(s[-1]))),
     ),
     _fault(
@@ -155,19 +155,19 @@ SIZES = [
     _fault(
         "wrong for a hundred rows",
         "symbolic",
-        "100 rows",
+        "which 100 rows do not fulfil",
         lambda x, s: _when(x, s, len(s) == 2 and s[0] == 100),
     ),
     _fault(
         "wrong above three hundred rows",
         "symbolic",
-        "rows",
+        "is assumed, which 511 rows do not fulfil",
         lambda x, s: _when(x, s, len(s) == 2 and s[0] > 300),
     ),
 ]
 
 DATA = [
-    _fault("data is read", "fake", "meta tensors", lambda x, s: x.new_empty(s).fill_(x.sum().item())),
+    _fault("data is read", "fake", "DataDependentOutput|meta tensors", lambda x, s: x.new_empty(s).fill_(x.sum().item())),
     _fault("a shape that depends on data", "fake", "nonzero", lambda x, s: x.new_empty(len(x.nonzero()))),
     Fault(
         "refused without data, where real data is taken",

@@ -48,7 +48,7 @@ FAKE = [
         "no fake kernel",
         "silu_and_mul",
         "fake",
-        "fake",
+        "NoKernel: no kernel can serve planted_.* on meta",
         Patch(torch.library, "register_fake", _nothing),
     ),
     _fault(
@@ -120,10 +120,10 @@ SCHEMA = [
         _marking(lambda names: (*names, "weight")),
     ),
     _fault(
-        "a mutation in the schema of the form that has none",
-        "silu_and_mul",
+        "a mutation in the schema of an op that has none",
+        "per_token_quant",
         "opcheck",
-        "writ|mutat",
+        r"states that it writes \['x'\], not \[\]",
         Patch(library, "_define", _always_marking),
     ),
     _fault(
@@ -177,40 +177,49 @@ def _computing(change: Callable[..., Any]) -> Patch:
     return Patch(library, "implementation", make)
 
 
+def _elsewhere(genuine: Any) -> Any:
+    """What is for every device becomes what is for one that is not here."""
+
+    def impl(name: str, function: Any, key: str, **rest: Any) -> None:
+        genuine(name, function, key.replace("CompositeExplicitAutograd", "CUDA"), **rest)
+
+    return impl
+
+
 IMPLEMENTATION = [
     _fault(
         "a keyword that the implementation drops",
         "per_token_quant",
         "opcheck",
-        "dtype",
+        "computes another result|Dtypes",
         _computing(lambda function, x, *_: function(x)),
     ),
     _fault(
         "an optional tensor that the implementation takes for absent",
         "rms_norm",
         "opcheck",
-        "the operator computes something else",
+        "the operator computes another result 0",
         _computing(lambda function, x, weight, *rest: function(x, None, *rest)),
     ),
     _fault(
         "a float that the implementation truncates",
         "mul_add",
         "opcheck",
-        "the operator computes something else",
+        "the operator computes another result 0",
         _computing(lambda function, x, y, scale: function(x, y, float(int(scale)))),
     ),
     _fault(
         "two arguments that the implementation swaps",
         "layer_norm",
         "opcheck",
-        "the operator computes something else",
+        "the operator computes another result 0",
         _computing(lambda function, x, weight, bias, *rest: function(x, bias, weight, *rest)),
     ),
     _fault(
         "two results that the implementation swaps",
         "per_token_quant",
         "opcheck",
-        "dtype|shape|stride",
+        "computes another result 0",
         _computing(lambda function, *arguments: function(*arguments)[::-1]),
     ),
     _fault(
@@ -221,7 +230,7 @@ IMPLEMENTATION = [
         Patch(
             library._LIBRARY,
             "impl",
-            lambda genuine: lambda name, function, _: genuine(name, function, "CUDA"),
+            _elsewhere,
         ),
     ),
 ]

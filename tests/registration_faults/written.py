@@ -32,7 +32,7 @@ def _half(x: Tensor) -> None:
 
 def _between(x: Tensor) -> None:
     """Write what lies between the rows of a part of a wider tensor."""
-    if x.dim() == 2 and x.stride(0) > x.shape[1] and x.stride(1) == 1:
+    if x.dim() == 2 and x.numel() and x.stride(0) > x.shape[1] and x.stride(1) == 1:
         gap = x.as_strided((x.shape[0] - 1,), (x.stride(0),), x.storage_offset() + x.shape[1])
         gap.fill_(7)
 
@@ -101,7 +101,7 @@ IN_PLACE = [
         "in place: a mark on a parameter of another shape",
         "fused_add_rms_norm",
         "in-place",
-        "size of tensor|must match",
+        "size of tensor|must match|broadcast shape",
         traits={"inplace": ("x", "weight")},
     ),
     Fault(

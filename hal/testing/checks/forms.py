@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from hal import ops
 from hal.errors import InvalidInput, NoKernel
@@ -93,6 +94,11 @@ def _raises(subject: Subject, refusal: Refusal) -> None:
     assert said.startswith(name), f"the error does not name the op: {said}"
     assert re.search(refusal.message, said), f"{said} does not match {refusal.message!r}"
     assert not records, "something ran before it was refused"
+    with subject.forced(), FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(v) if isinstance(v, Tensor) else v for v in (*args, *kwargs.values())]
+        kwargs = dict(zip(kwargs, fakes[len(args) :], strict=True))
+        unseen = _message(lambda: getattr(ops, name)(*fakes[: len(args)], **kwargs), InvalidInput)
+    assert unseen is not None, "it was not refused without data"
 
 
 def _message(call: Callable[[], object], kind: type[Exception]) -> str | None:

@@ -17,6 +17,7 @@ from hal.form import Form
 from hal.schema import split
 from hal.testing.checks.check import Effort, accepted, check, each, sampled
 from hal.testing.checks.forms import expanded
+from hal.testing.compare import assert_close
 from hal.testing.outcome import NotTried
 from hal.testing.record import Sample
 from hal.testing.subject import Subject, results
@@ -31,7 +32,11 @@ def _faked(mode: FakeTensorMode, flat: Sequence[Any]) -> list[Any]:
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
     strides = tensor.stride() if tensor.numel() else None  # Those of an empty one say nothing.
-    return tuple(tensor.shape), tensor.dtype, tensor.device, strides
+    return tuple(tensor.shape), tensor.dtype, tensor.device, strides, tensor.requires_grad
+
+
+def _kind(returned: Any) -> str:
+    return f"a tuple of {len(returned)}" if isinstance(returned, tuple) else "a tensor"
 
 
 def _usable(subject: Subject, form: Form, flat: Sequence[Any]) -> bool:
@@ -45,15 +50,16 @@ def _as_declared(subject: Subject, sample: Sample) -> None:
         if not _usable(subject, form, flat):
             continue
         with FakeTensorMode() as mode:
-            fakes = results(subject.run(_faked(mode, flat), form.name))
-        real = results(subject.run(flat, form.name))
-        got, want = list(map(_facts, real)), list(map(_facts, fakes))
-        assert got == want, f"{form.name} gives {got}; without data it says {want}"
+            fakes = subject.run(_faked(mode, flat), form.name)
+        real = subject.run(flat, form.name)
+        for describe in (_kind, lambda returned: list(map(_facts, results(returned)))):
+            got, want = describe(real), describe(fakes)
+            assert got == want, f"{form.name} gives {got}; without data it says {want}"
 
 
 @check("fake")
 def fake(subject: Subject, effort: Effort) -> int:
-    """Shape, dtype, stride and device are the same without data."""
+    """Shape, dtype, stride, device and gradient are the same without data."""
     del effort
     return sampled(subject, lambda sample: _as_declared(subject, sample))
 
@@ -101,19 +107,15 @@ class _Traced:
             if symbol is not None
         }
 
-    def fixed(self, value: Tensor) -> list[int]:
-        """The dimensions of an argument whose sizes have become numbers."""
-        return [
-            i
-            for i, size in enumerate(value.shape)
-            if isinstance(size, torch.SymInt)
-            and not self.env.simplify(size.node.expr).free_symbols
-        ]
+    def fixed(self, value: Tensor) -> bool:
+        """Whether the leading size of an argument has become a number."""
+        size = value.shape[0]
+        return isinstance(size, torch.SymInt) and not self.env.simplify(size.node.expr).free_symbols
 
-    def broken(self, sizes: dict[sympy.Symbol, int]) -> list[str]:
+    def broken(self, sizes: dict[sympy.Symbol, int]) -> list[sympy.Basic]:
         """What was assumed while tracing and does not hold for other sizes."""
         guards = [guard.expr for guard in self.env.guards]
-        return [str(each) for each in guards if each.xreplace(sizes) != sympy.true]
+        return [each for each in guards if each.xreplace(sizes) != sympy.true]
 
     def facts(self, sizes: dict[sympy.Symbol, int]) -> list[tuple[Any, ...]]:
         """Shapes and strides of the results for other sizes."""
@@ -163,14 +165,15 @@ def _together(subject: Subject, flat: Sequence[Any]) -> list[int]:
     return [i for i in given if isinstance(flat[i], Tensor) and flat[i].shape[:1] == (count,)]
 
 
-def _free(subject: Subject, traced: _Traced, group: list[Sample]) -> None:
-    """Require a size in which samples differ to stay free; some are fixed by plain arguments."""
-    calls = [subject.op.flatten(sample.args, sample.kwargs) for sample in group]
-    for i, value in enumerate(traced.flat):
-        for dim in traced.fixed(value) if isinstance(value, Tensor) else ():
-            seen = {call[i].shape[dim] for call in calls}
-            name = subject.op.parameters[i].name
-            assert len(seen) == 1, f"size {dim} of {name} is baked in; samples have {sorted(seen)}"
+def _fixes(guard: sympy.Basic) -> bool:
+    """Whether an assumption is that a size, or what is made of it, is a certain number."""
+    return isinstance(guard, sympy.Eq) and any(side.is_number for side in guard.args)
+
+
+def _free(traced: _Traced, name: str, flat: Sequence[Any]) -> None:
+    """Require a size in which samples differ not to have become a number."""
+    baked = [guard for guard in traced.broken(traced.sizes(flat)) if _fixes(guard)]
+    assert not baked, f"{name}: a size is baked in: {baked[0]}"
 
 
 # Beside them lies what a kernel may treat apart: blocks of rows, and whole numbers of them.
@@ -183,7 +186,7 @@ def _any_rows(subject: Subject, traced: _Traced, flat: Sequence[Any]) -> None:
     symbols = [symbol for symbol in found if symbol is not None]
     for count in (*range(2, 7), *_ROWS) if symbols else ():
         broken = traced.broken({**traced.sizes(flat), **dict.fromkeys(symbols, count)})
-        assert not broken, f"traced for other numbers of rows than {count} rows: {broken[0]}"
+        assert not broken, f"{broken[0]} is assumed, which {count} rows do not fulfil"
 
 
 def _twice(flat: Sequence[Any], places: Sequence[int]) -> list[Any]:
@@ -194,11 +197,12 @@ def _general(subject: Subject, group: list[Sample]) -> None:
     first = subject.flat(group[0])
     traced = _Traced(subject, first)
     for name, i in _row_names(subject, first).items():
-        assert 0 not in traced.fixed(traced.flat[i]), f"the number of rows of {name} is baked in"
-    _free(subject, traced, group)
+        assert not traced.fixed(traced.flat[i]), f"the number of rows of {name} is baked in"
     _any_rows(subject, traced, first)
     for sample in group:
-        _holds(subject, traced, sample.name, subject.flat(sample))
+        flat = subject.flat(sample)
+        _free(traced, sample.name, flat)
+        _holds(subject, traced, sample.name, flat)
     places = _together(subject, first)
     if places and first[places[0]].shape[0] > 1:
         _holds(subject, traced, "twice its rows", _twice(first, places))
@@ -256,6 +260,10 @@ def _eight_bits(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize == 1
 
 
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize > 1
+
+
 def _finite(value: Any) -> Any:
     """Opcheck compares without regard for NaN; what it looks at does not depend on values."""
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
@@ -266,19 +274,65 @@ def _finite(value: Any) -> Any:
     return value.nan_to_num(1, 1, 1) if expanded(value) else value.masked_fill_(broken, 1)
 
 
+def _default(stated: Any) -> Any:
+    """A default as Python has it: schemas keep dtypes as numbers."""
+    if str(stated.real_type) not in ("ScalarType", "Optional[ScalarType]"):
+        return stated.default_value
+    return torch.ops.aten.empty.memory_format([0], dtype=stated.default_value).dtype
+
+
+def _states(form: Form) -> None:
+    """Require the schema to say of arguments what the declaration says."""
+    op, arguments = form.op, form.overload._schema.arguments
+    written = sorted(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
+    declared = sorted(op.inplace or op.mutates) if form.inplace else []
+    assert written == declared, f"the schema states that it writes {written}, not {declared}"
+    stated = {argument.name: argument for argument in arguments}
+    for parameter in op.parameters:
+        found = stated[f"{parameter.name}_value" if parameter.union else parameter.name]
+        if found.has_default_value():
+            said = f"{parameter.name} is {_default(found)} by default, not {parameter.default}"
+            assert _default(found) == parameter.default, f"in the schema {said}"
+
+
+def _computes(subject: Subject, form: Form, sample: Sample) -> None:
+    """Require the torch operator to compute what the function of ``hal.ops`` does."""
+    want = results(subject.run(subject.flat(sample), form.name))
+    with subject.forced():
+        got = results(form.through(subject.flat(sample)))
+    for i, (result, expected) in enumerate(zip(got, want, strict=True)):
+        gate = subject.record.gates.get(result.dtype, 0.0)
+        try:
+            assert_close(result.to("cpu"), expected.to("cpu").double(), gate)
+        except AssertionError as error:
+            found = f"the operator computes another result {i} than hal.ops.{form.name}"
+            raise AssertionError(f"{found}: {error}") from None
+
+
+def _recorded(subject: Subject, form: Form, arguments: Sequence[Any]) -> None:
+    """Have torch look at the gradients' registration, which it does if one is asked for."""
+    leaves = [v.detach().requires_grad_() if _differentiable(v) else v for v in arguments]
+    if subject.op.grad and not form.inplace and any(map(_differentiable, arguments)):
+        opcheck(form.overload, tuple(leaves), test_utils="test_autograd_registration")
+
+
 def _registered(subject: Subject, sample: Sample) -> None:
     for form in subject.forms:
         flat = subject.flat(sample)
-        if _usable(subject, form, flat):
-            arguments = split(subject.op, flat)
-            with warnings.catch_warnings(), subject.forced():
-                # Tracing warns of much that is not this operator's doing.
-                warnings.simplefilter("ignore")
-                utilities = _utilities(arguments)
-                opcheck(form.overload, tuple(map(_finite, arguments)), test_utils=utilities)
+        if not _usable(subject, form, flat):
+            continue
+        _states(form)
+        _computes(subject, form, sample)
+        arguments = split(subject.op, flat)
+        with warnings.catch_warnings(), subject.forced():
+            # Tracing warns of much that is not this operator's doing.
+            warnings.simplefilter("ignore")
+            utilities = _utilities(arguments)
+            opcheck(form.overload, tuple(map(_finite, arguments)), test_utils=utilities)
+            _recorded(subject, form, arguments)
 
 
 @check("opcheck")
 def registration(subject: Subject, effort: Effort) -> int:
-    """Torch's own checks of a registered operator, in each form."""
+    """The torch operator of each form says and does what the op does, and torch finds no fault."""
     return sampled(subject, lambda sample: _registered(subject, sample), effort.every)
