@@ -1,10 +1,11 @@
-"""The kit sees faults of declaration, registration and results: each is planted once."""
+"""The kit sees faults of declaration, registration and results, each planted in a scratch op."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,14 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
             write(f"{fault.name:58} {fault.op:21} {fault.check:9} {seen} {cell.reason[:120]}")
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.op}: {fault.name}")
+def case(fault: Fault) -> Any:
+    unseen = pytest.mark.xfail(strict=True, raises=AssertionError, reason=fault.missed)
+    return pytest.param(
+        fault, id=f"{fault.op}: {fault.name}", marks=[unseen] if fault.missed else []
+    )
+
+
+@pytest.mark.parametrize("fault", [case(fault) for fault in FAULTS])
 def test_the_kit_refutes(fault: Fault) -> None:
     control = sound(fault.op, fault.check, fault.inplace is not None)
     assert control.status is Status.PROVEN, control.reason
@@ -61,5 +69,5 @@ def test_the_kit_refutes(fault: Fault) -> None:
 
 
 def test_there_are_many_faults() -> None:
-    assert len(FAULTS) >= 42
+    assert sum(not fault.missed for fault in FAULTS) >= 42
     assert len({(fault.op, fault.name) for fault in FAULTS}) == len(FAULTS)

@@ -82,7 +82,9 @@ SHAPES = [
     ),
     _fault("another storage offset", "opcheck", "mismatched storage offset", _offset),
     _fault("a stride that is right for contiguous input only", "fake", AGAINST, _as_input),
-    _fault("right for matrices only", "fake", AGAINST, lambda x, s: x.new_empty((x.shape[0], s[-1]))),
+    _fault(
+        "right for matrices only", "fake", AGAINST, lambda x, s: x.new_empty((x.shape[0], s[-1]))
+    ),
     _fault(
         "right for float32 only",
         "fake",
@@ -110,9 +112,14 @@ SHAPES = [
 SIZES = [
     _fault("three rows, whatever comes", "fake", AGAINST, lambda x, s: _rows(x, s, 3)),
     _fault(
-        "int() of the rows", "symbolic", "rows of x is baked in", lambda x, s: _rows(x, s, int(s[0]))
+        "int() of the rows",
+        "symbolic",
+        "rows of x is baked in",
+        lambda x, s: _rows(x, s, int(s[0])),
     ),
-    _fault("len() of the input", "symbolic", "rows of x is baked in", lambda x, s: _rows(x, s, len(x))),
+    _fault(
+        "len() of the input", "symbolic", "rows of x is baked in", lambda x, s: _rows(x, s, len(x))
+    ),
     _fault(
         "a range over the rows",
         "symbolic",
@@ -131,7 +138,9 @@ SIZES = [
         "symbolic sizes say",
         lambda x, s: _rows(x, s, _hinted(s[0])),
     ),
-    _fault("sixteen columns, whatever comes", "fake", AGAINST, lambda x, s: x.new_empty((*s[:-1], 16))),
+    _fault(
+        "sixteen columns, whatever comes", "fake", AGAINST, lambda x, s: x.new_empty((*s[:-1], 16))
+    ),
     _fault(
         "int() of the columns",
         "symbolic",
@@ -161,14 +170,24 @@ SIZES = [
     _fault(
         "wrong above three hundred rows",
         "symbolic",
-        "is assumed, which 511 rows do not fulfil",
+        "is assumed, which 1023 rows do not fulfil",
         lambda x, s: _when(x, s, len(s) == 2 and s[0] > 300),
     ),
 ]
 
 DATA = [
-    _fault("data is read", "fake", "DataDependentOutput|meta tensors", lambda x, s: x.new_empty(s).fill_(x.sum().item())),
-    _fault("a shape that depends on data", "fake", "nonzero", lambda x, s: x.new_empty(len(x.nonzero()))),
+    _fault(
+        "data is read",
+        "fake",
+        "DataDependentOutput|meta tensors",
+        lambda x, s: x.new_empty(s).fill_(x.sum().item()),
+    ),
+    _fault(
+        "a shape that depends on data",
+        "fake",
+        "nonzero",
+        lambda x, s: x.new_empty(len(x.nonzero())),
+    ),
     Fault(
         "refused without data, where real data is taken",
         "silu_and_mul",

@@ -53,56 +53,75 @@ def _kept() -> Around:
 
 
 FAULTS = [
-    Fault("the argument", "relu_squared", "purity", OWN, kernel=lambda genuine, x: x),
+    Fault("returned: the argument", "relu_squared", "purity", OWN, kernel=lambda genuine, x: x),
     Fault(
-        "a view of the argument",
+        "returned: a view of the argument",
         "silu_and_mul",
         "purity",
         OWN,
         kernel=lambda genuine, x: x[..., : x.shape[-1] // 2],
     ),
     Fault(
-        "the argument if it is a single row",
+        "returned: the argument if it is a single row",
         "relu_squared",
         "purity",
         OWN,
         kernel=lambda genuine, x: x if x.shape[:1] == (1,) else genuine(x),
     ),
     Fault(
-        "two results in one memory",
+        "returned: two results in one memory",
         "fused_add_rms_norm",
         "purity",
         "results 0 and 1 share their memory",
         kernel=_one_memory,
     ),
     Fault(
-        "memory that the next call overwrites",
+        "returned: memory that the next call overwrites",
         "silu_and_mul",
         "purity",
         "the call before",
         kernel=_kept(),
+        missed="no check calls a kernel again and looks at what it returned before",
     ),
-    Fault("strides of its own", "silu_and_mul", "fake", BROKEN, kernel=_result(_rotated)),
+    Fault("returned: strides of its own", "silu_and_mul", "fake", BROKEN, kernel=_result(_rotated)),
     Fault(
-        "no data", "silu_and_mul", "fake", "on meta; declared is", kernel=_result(lambda r: r.to("meta"))
+        "returned: no data",
+        "silu_and_mul",
+        "fake",
+        "on meta; declared is",
+        kernel=_result(lambda r: r.to("meta")),
     ),
     Fault(
-        "another dtype", "silu_and_mul", "fake", BROKEN, kernel=_result(lambda r: r.double().half())
+        "returned: another dtype",
+        "silu_and_mul",
+        "fake",
+        BROKEN,
+        kernel=_result(lambda r: r.double().half()),
     ),
-    Fault("a list", "per_token_group_quant", "fake", BROKEN, kernel=_result(list)),
-    Fault("a tuple of one", "silu_and_mul", "fake", "gives a tuple of 1; without data it says a tensor", kernel=_result(lambda r: (r,))),
+    Fault("returned: a list", "per_token_group_quant", "fake", BROKEN, kernel=_result(list)),
     Fault(
-        "a tensor that records gradients",
+        "returned: a tuple of one",
+        "silu_and_mul",
+        "fake",
+        "gives a tuple of 1; without data it says a tensor",
+        kernel=_result(lambda r: (r,)),
+    ),
+    Fault(
+        "returned: a tensor that records gradients",
         "silu_and_mul",
         "fake",
         ", True\\).*; without data it says .*, False\\)",
         kernel=_result(lambda r: r.detach().requires_grad_()),
     ),
     Fault(
-        "a part of larger memory", "silu_and_mul", "opcheck", "mismatched storage offset", kernel=_result(_within)
+        "returned: a part of larger memory",
+        "silu_and_mul",
+        "opcheck",
+        "mismatched storage offset",
+        kernel=_result(_within),
     ),
     Fault(
-        "an error where shapes without data are fine",
+        "returned: an error where shapes without data are fine",
         "silu_and_mul",
         "fake",
         "ZeroDivisionError: three dimensions",

@@ -76,7 +76,7 @@ ARGUMENTS = [
         "the bytes between the rows of an argument are written into",
         "silu_and_mul",
         "purity",
-        "1 of .* rows of a wider tensor: .*wrote into x",
+        "rows of a wider tensor: .*wrote into x",
         kernel=_spoiling(_between),
     ),
     Fault(
