@@ -15,8 +15,8 @@ from hal.form import Form
 from hal.schema import split
 from hal.testing.checks.check import Effort, accepted, check, each, sampled
 from hal.testing.checks.forms import expanded, faked
+from hal.testing.checks.results import same_bits
 from hal.testing.checks.symbolic import general
-from hal.testing.compare import assert_close
 from hal.testing.outcome import NotTried
 from hal.testing.record import Sample
 from hal.testing.subject import Subject, results
@@ -169,12 +169,15 @@ def _computes(subject: Subject, form: Form, sample: Sample) -> None:
     with subject.forced():
         got = results(form.through(subject.flat(sample)))
     for i, (result, expected) in enumerate(zip(got, want, strict=True)):
-        gate = subject.record.gates.get(result.dtype, 0.0)
-        try:
-            assert_close(result.to("cpu"), expected.to("cpu").double(), gate)
-        except AssertionError as error:
-            found = f"the operator computes another result {i} than hal.ops.{form.name}"
-            raise AssertionError(f"{found}: {error}") from None
+        found = f"the operator computes another result {i} than hal.ops.{form.name}"
+        assert _same(subject, result, expected), found
+
+
+def _same(subject: Subject, got: Tensor, want: Tensor) -> bool:
+    if subject.kernel.deterministic or got.shape != want.shape:
+        return same_bits(got, want)
+    # Twice the same kernel: sums in another order, or else other arguments.
+    return torch.allclose(got.float(), want.float(), rtol=1e-2, atol=1e-2, equal_nan=True)
 
 
 def _recorded(subject: Subject, form: Form, arguments: Sequence[Any]) -> None:
