@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from hal import ops
 from hal.errors import InvalidInput, NoKernel
@@ -20,7 +22,7 @@ from hal.testing.record import Refusal, Sample
 from hal.testing.subject import Subject, memory, placed, samples
 from hal.validate import as_tuple
 
-__all__ = ["expanded"]
+__all__ = ["expanded", "faked"]
 
 
 def _like(result: Tensor | None) -> Tensor | None:
@@ -48,6 +50,11 @@ def out(subject: Subject, effort: Effort) -> int:
     if subject.op.mutates:
         raise NotApplicable("the op has an in-place form only")
     return sampled(subject, lambda sample: _into_out(subject, sample), effort.every)
+
+
+def faked(mode: FakeTensorMode, values: Iterable[Any]) -> list[Any]:
+    """The values with their tensors without data; what shares memory, or is one twice, stays so."""
+    return [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in values]
 
 
 def expanded(tensor: Any) -> bool:
@@ -93,9 +100,20 @@ def _raises(subject: Subject, refusal: Refusal) -> None:
     assert said.startswith(name), f"the error does not name the op: {said}"
     assert re.search(refusal.message, said), f"{said} does not match {refusal.message!r}"
     assert not records, "something ran before it was refused"
+    _raises_unseen(subject, args, kwargs)
 
 
-def _message(call: Callable[[], object], kind: type[Exception]) -> str | None:
+def _raises_unseen(subject: Subject, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Require a refusal without data too, be it by torch, as of an integer beyond 64 bits."""
+    with subject.forced(), FakeTensorMode() as mode:
+        fakes, named = faked(mode, args), faked(mode, kwargs.values())
+        function = functools.partial(getattr(ops, subject.op.name), *fakes)
+        call = functools.partial(function, **dict(zip(kwargs, named, strict=True)))
+        said = _message(call, (InvalidInput, RuntimeError))
+    assert said is not None, "it was not refused without data"
+
+
+def _message(call: Callable[[], object], kind: Any) -> str | None:
     """What the error of a call says; None if there is none."""
     try:
         call()

@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import sympy  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.library import opcheck
 
 from hal.form import Form
 from hal.schema import split
 from hal.testing.checks.check import Effort, accepted, check, each, sampled
-from hal.testing.checks.forms import expanded
+from hal.testing.checks.forms import expanded, faked
+from hal.testing.checks.results import same_bits
+from hal.testing.checks.symbolic import general
 from hal.testing.outcome import NotTried
 from hal.testing.record import Sample
 from hal.testing.subject import Subject, results
@@ -24,14 +24,13 @@ from hal.testing.subject import Subject, results
 __all__: list[str] = []
 
 
-def _faked(mode: FakeTensorMode, flat: Sequence[Any]) -> list[Any]:
-    # What shares memory, or is one tensor twice, stays so: the mode remembers what it has seen.
-    return [mode.from_tensor(v) if isinstance(v, Tensor) else v for v in flat]
-
-
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
     strides = tensor.stride() if tensor.numel() else None  # Those of an empty one say nothing.
-    return tuple(tensor.shape), tensor.dtype, tensor.device, strides
+    return tuple(tensor.shape), tensor.dtype, tensor.device, strides, tensor.requires_grad
+
+
+def _kind(returned: Any) -> str:
+    return f"a tuple of {len(returned)}" if isinstance(returned, tuple) else "a tensor"
 
 
 def _usable(subject: Subject, form: Form, flat: Sequence[Any]) -> bool:
@@ -45,15 +44,16 @@ def _as_declared(subject: Subject, sample: Sample) -> None:
         if not _usable(subject, form, flat):
             continue
         with FakeTensorMode() as mode:
-            fakes = results(subject.run(_faked(mode, flat), form.name))
-        real = results(subject.run(flat, form.name))
-        got, want = list(map(_facts, real)), list(map(_facts, fakes))
-        assert got == want, f"{form.name} gives {got}; without data it says {want}"
+            fakes = subject.run(faked(mode, flat), form.name)
+        real = subject.run(flat, form.name)
+        for describe in (_kind, lambda returned: list(map(_facts, results(returned)))):
+            got, want = describe(real), describe(fakes)
+            assert got == want, f"{form.name} gives {got}; without data it says {want}"
 
 
 @check("fake")
 def fake(subject: Subject, effort: Effort) -> int:
-    """Shape, dtype, stride and device are the same without data."""
+    """Shape, dtype, stride, device and gradient are the same without data."""
     del effort
     return sampled(subject, lambda sample: _as_declared(subject, sample))
 
@@ -72,60 +72,16 @@ def _plain(flat: Iterable[Any]) -> bool:
     return all(v.is_contiguous() for v in flat if isinstance(v, Tensor))
 
 
-class _Traced:
-    """A call on symbolic sizes, and what it says of calls with other sizes."""
-
-    def __init__(self, subject: Subject, flat: Sequence[Any]) -> None:
-        self.env = ShapeEnv(duck_shape=False)
-        with FakeTensorMode(shape_env=self.env) as mode:
-            self.flat = _faked(mode, flat)
-            self.results = results(subject.run(self.flat))
-
-    def sizes(self, flat: Sequence[Any]) -> dict[sympy.Symbol, int]:
-        """The symbols with their values in another call."""
-        pairs = [
-            (size.node.expr, real)
-            for value, other in zip(self.flat, flat, strict=True)
-            if isinstance(value, Tensor)
-            for size, real in zip(value.shape, other.shape, strict=True)
-            if isinstance(size, torch.SymInt)
-        ]
-        return {expr: real for expr, real in pairs if isinstance(expr, sympy.Symbol)}
-
-    def fixed(self, value: Tensor) -> bool:
-        """Whether the leading size of an argument has become a number."""
-        size = value.shape[0]
-        return isinstance(size, torch.SymInt) and not self.env.simplify(size.node.expr).free_symbols
-
-    def serves(self, sizes: dict[sympy.Symbol, int]) -> bool:
-        """Whether what was assumed while tracing holds for other sizes."""
-        return all(guard.expr.xreplace(sizes) == sympy.true for guard in self.env.guards)
-
-    def shapes(self, sizes: dict[sympy.Symbol, int]) -> list[tuple[int, ...]]:
-        """The shapes of the results for other sizes."""
-        return [
-            tuple(
-                int(s.node.expr.xreplace(sizes)) if isinstance(s, torch.SymInt) else s
-                for s in result.shape
-            )
-            for result in self.results
-        ]
+def _ranks(sample: Sample) -> tuple[int | None, ...]:
+    return tuple(v.ndim if isinstance(v, Tensor) else None for v in sample.args)
 
 
-def _general(subject: Subject, group: list[Sample]) -> None:
-    first = subject.flat(group[0])
-    traced = _Traced(subject, first)
-    names = {*subject.record.rows, *(subject.record.far or ())}
-    for parameter, value in zip(subject.op.parameters, traced.flat, strict=True):
-        if parameter.name in names and isinstance(value, Tensor) and value.ndim > 1:
-            assert not traced.fixed(value), f"the number of rows of {parameter.name} is baked in"
-    for sample in group:
-        flat = subject.flat(sample)
-        sizes = traced.sizes(flat)
-        if traced.serves(sizes):
-            shapes = [tuple(result.shape) for result in results(subject.run(flat))]
-            said = traced.shapes(sizes)
-            assert shapes == said, f"{sample.name}: {shapes}; symbolic sizes say {said}"
+def _chosen(groups: list[list[Sample]], most: int) -> list[list[Sample]]:
+    """The largest groups, and one of each other combination of ranks."""
+    groups = sorted(groups, key=len, reverse=True)
+    seen = {_ranks(group[0]) for group in groups[:most]}
+    rest = {_ranks(group[0]): group for group in reversed(groups[most:])}
+    return groups[:most] + [group for ranks, group in rest.items() if ranks not in seen]
 
 
 @check("symbolic")
@@ -139,9 +95,8 @@ def symbolic(subject: Subject, effort: Effort) -> int:
     alike = [group for group in groups.values() if _varied(group[0])]
     if not alike:
         raise NotTried("no sample has a size above 1 in contiguous tensors")
-    alike.sort(key=len, reverse=True)
-    chosen = alike[: max(4, len(alike) // effort.every)]
-    each(chosen, lambda group: _general(subject, group), lambda group: group[0].name)
+    chosen = _chosen(alike, max(4, len(alike) // effort.every))
+    each(chosen, lambda group: general(subject, group), lambda group: group[0].name)
     return sum(map(len, chosen))
 
 
@@ -169,6 +124,10 @@ def _eight_bits(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize == 1
 
 
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize > 1
+
+
 def _finite(value: Any) -> Any:
     """Opcheck compares without regard for NaN; what it looks at does not depend on values."""
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
@@ -179,19 +138,72 @@ def _finite(value: Any) -> Any:
     return value.nan_to_num(1, 1, 1) if expanded(value) else value.masked_fill_(broken, 1)
 
 
+def _default(stated: Any) -> Any:
+    """A default as Python has it: schemas keep dtypes as numbers."""
+    if str(stated.real_type) not in ("ScalarType", "Optional[ScalarType]"):
+        return stated.default_value
+    return torch.ops.aten.empty.memory_format([0], dtype=stated.default_value).dtype
+
+
+def _states(form: Form) -> None:
+    """Require the schema to say of arguments what the declaration says."""
+    op, arguments = form.op, form.overload._schema.arguments
+    written = sorted(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
+    declared = sorted(op.inplace or op.mutates) if form.inplace else []
+    assert written == declared, f"the schema states that it writes {written}, not {declared}"
+    stated = {argument.name: argument for argument in arguments}
+    for parameter in op.parameters:
+        found = stated[f"{parameter.name}_value" if parameter.union else parameter.name]
+        absent = str(found.real_type).startswith("Optional")
+        optional = parameter.union or type(None) in parameter.types
+        said = f"in the schema {parameter.name} may be absent: {absent}, not {optional}"
+        assert absent == optional, said
+        if found.has_default_value():
+            said = f"{parameter.name} is {_default(found)} by default, not {parameter.default}"
+            assert _default(found) == parameter.default, f"in the schema {said}"
+
+
+def _computes(subject: Subject, form: Form, sample: Sample) -> None:
+    """Require the torch operator to compute what the function of ``hal.ops`` does."""
+    want = results(subject.run(subject.flat(sample), form.name))
+    with subject.forced():
+        got = results(form.through(subject.flat(sample)))
+    for i, (result, expected) in enumerate(zip(got, want, strict=True)):
+        found = f"the operator computes another result {i} than hal.ops.{form.name}"
+        assert _same(subject, result, expected), found
+
+
+def _same(subject: Subject, got: Tensor, want: Tensor) -> bool:
+    if subject.kernel.deterministic or got.shape != want.shape:
+        return same_bits(got, want)
+    # Twice the same kernel: sums in another order, or else other arguments.
+    return torch.allclose(got.float(), want.float(), rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+def _recorded(subject: Subject, form: Form, arguments: Sequence[Any]) -> None:
+    """Have torch look at the gradients' registration, which it does if one is asked for."""
+    leaves = [v.detach().requires_grad_() if _differentiable(v) else v for v in arguments]
+    if subject.op.grad and not form.inplace and any(map(_differentiable, arguments)):
+        opcheck(form.overload, tuple(leaves), test_utils="test_autograd_registration")
+
+
 def _registered(subject: Subject, sample: Sample) -> None:
     for form in subject.forms:
         flat = subject.flat(sample)
-        if _usable(subject, form, flat):
-            arguments = split(subject.op, flat)
-            with warnings.catch_warnings(), subject.forced():
-                # Tracing warns of much that is not this operator's doing.
-                warnings.simplefilter("ignore")
-                utilities = _utilities(arguments)
-                opcheck(form.overload, tuple(map(_finite, arguments)), test_utils=utilities)
+        if not _usable(subject, form, flat):
+            continue
+        _states(form)
+        _computes(subject, form, sample)
+        arguments = split(subject.op, flat)
+        with warnings.catch_warnings(), subject.forced():
+            # Tracing warns of much that is not this operator's doing.
+            warnings.simplefilter("ignore")
+            utilities = _utilities(arguments)
+            opcheck(form.overload, tuple(map(_finite, arguments)), test_utils=utilities)
+            _recorded(subject, form, arguments)
 
 
 @check("opcheck")
 def registration(subject: Subject, effort: Effort) -> int:
-    """Torch's own checks of a registered operator, in each form."""
+    """The torch operator of each form says and does what the op does, and torch finds no fault."""
     return sampled(subject, lambda sample: _registered(subject, sample), effort.every)
