@@ -83,13 +83,15 @@ def repair(wanted: Repair) -> str:
 
 
 def default_device() -> torch.device:
-    """``torch.get_default_device()``, which in torch 2.7 overlooks ``with torch.device(...)``."""
+    """The device of a new tensor.
+
+    ``torch.get_default_device()`` of torch 2.7 overlooks ``with torch.device(...)``, and fails
+    after ``torch.set_default_device(None)``.
+    """
     modes = reversed(_get_current_function_mode_stack())
     chosen = next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
-    if chosen is None:
-        return torch.get_default_device()
-    # Without an index it is the current device of its type, which a new tensor has.
-    return torch.empty(0).device if chosen.index is None else chosen
+    # A type without an index stands for its current device.
+    return chosen if chosen and chosen.index is not None else torch.empty(0).device
 
 
 def _set_seed(seed: int) -> None:
@@ -100,13 +102,15 @@ def _set_seed(seed: int) -> None:
 def _set_default_device(device: torch.device) -> None:
     # None takes the mode away that every factory function would go through.
     torch.set_default_device(None)
-    if torch.get_default_device() != device:
+    # It leaves a None that torch 2.7 trips over; without it, all is as before the first setting.
+    del torch._GLOBAL_DEVICE_CONTEXT.device_context  # pyright: ignore[reportPrivateUsage]
+    if default_device() != device:
         torch.set_default_device(device)
 
 
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "default device": (torch.get_default_device, _set_default_device),
+    "default device": (default_device, _set_default_device),
     "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "random seed": (torch.initial_seed, _set_seed),
     "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),

@@ -108,6 +108,21 @@ def test_the_current_device_follows_torchs_default() -> None:
     assert hal.device() is HOST
 
 
+def test_the_current_device_once_torchs_default_is_taken_back() -> None:
+    found: list[str] = []
+
+    def ask() -> None:
+        for default in ("meta", None):
+            torch.set_default_device(default)
+            found.append(hal.device().type)
+
+    # Torch keeps the default for each thread.
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == ["meta", "cpu"]
+
+
 @pytest.mark.parametrize(
     ("like", "error", "message"),
     [
