@@ -180,7 +180,10 @@ def _named(contract: Callable[..., Any]) -> Callable[..., Any]:
         except InvalidInput as error:
             refusal = type(error)(f"{contract.__name__}: {error}")
         # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same.
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal  # It holds this frame, which would hold it and every argument.
 
     return named
 

@@ -174,10 +174,12 @@ def check_results(
     """
     found, where = as_tuple(results), first_tensor(flat).device
     _check_new(op, kernel, found, flat)
-    same = [_facts(got) for got in found] == [_facts(want) for want in promised]
+    wrapped = op.results is None and isinstance(results, tuple)
+    same = not wrapped and [_facts(got) for got in found] == [_facts(want) for want in promised]
     if same and all(got is None or got.device == where for got in found):
         return
     got = ", ".join(_shown(each) + _place(each) for each in found)
+    got = f"a tuple of one, {got}" if wrapped and len(found) == 1 else got
     want = ", ".join(map(_shown, promised))
     raise BackendError(f"{op.name}: {kernel} returned {got}; declared is {want}, on {where}")
 

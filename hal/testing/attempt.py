@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import attrs
 
 from hal.plugins import cause
@@ -17,7 +19,10 @@ def tried(question: Question, effort: Effort) -> tuple[Cell, Refuted | None]:
     """Run a check in this process."""
     cell = Cell(question.op, question.kernel, question.check, Status.PROVEN)
     try:
-        return attrs.evolve(cell, cases=question.run(effort)), None
+        with warnings.catch_warnings():
+            # The verdict is about results; what torch and numpy warn of on the way is not in it.
+            warnings.simplefilter("ignore")
+            return attrs.evolve(cell, cases=question.run(effort)), None
     except NotApplicable as reason:
         return attrs.evolve(cell, status=Status.NOT_APPLICABLE, reason=str(reason)), None
     except NotTried as reason:

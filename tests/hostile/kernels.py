@@ -56,6 +56,7 @@ RESULTS = [
     _gives("gives_meta", "return good(x).to('meta')", r"\[1, 4\] float32 .* on meta"),
     _gives("gives_none", "pass", "None"),
     _gives("gives_list", "return [good(x)]", r"\[tensor.*\]"),
+    _gives("gives_tuple_of_one", "return (good(x),)", r"a tuple of one, \[1, 4\] float32 .*"),
     _gives("gives_number", "return 7", "7"),
     _gives("gives_tuple", "return good(x), good(x)", r"\[1, 4\] .*, \[1, 4\] .*"),
     _gives_for_two(

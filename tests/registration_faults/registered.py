@@ -252,12 +252,14 @@ def _pulling(change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Patch:
 
 
 GRADIENTS = [
-    _fault(
+    Fault(
         "no gradients",
         "silu_and_mul",
         "gradients",
         "",
-        Patch(torch.library, "register_autograd", _nothing),
+        # Those of torch's functions would come of themselves.
+        kernel=lambda genuine, x: genuine(x.detach()),
+        patches=(Patch(torch.library, "register_autograd", _nothing),),
     ),
     _fault(
         "no gradients, by torch's own check",

@@ -65,6 +65,8 @@ def _pure(subject: Subject, sample: Sample) -> None:
             assert torch.equal(memory(tensor), before[name]), f"wrote into {name}"
     if not targets:
         _check_own(found, tensors)
+        before = {f"result {i} of the call before": result for i, result in enumerate(found)}
+        _check_own(results(subject.run(flat)), before)
 
 
 def _shared(one: Tensor, other: Tensor) -> bool:

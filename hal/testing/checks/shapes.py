@@ -25,7 +25,9 @@ __all__: list[str] = []
 
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
-    strides = tensor.stride() if tensor.numel() else None  # Those of an empty one say nothing.
+    # Those of an empty tensor say nothing, nor does that of a dimension of one element.
+    pairs = zip(tensor.shape, tensor.stride(), strict=True) if tensor.numel() else ()
+    strides = [stride for size, stride in pairs if size > 1]
     return tuple(tensor.shape), tensor.dtype, tensor.device, strides, tensor.requires_grad
 
 
