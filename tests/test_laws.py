@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -81,11 +82,18 @@ def fickle(results: list[Tensor], calls: int) -> None:
             x.add_(calls % 3)
 
 
+def forgetful(results: list[Tensor], calls: int) -> None:
+    """The first column stays empty."""
+    del calls
+    for x in numbers(results):
+        x[..., :1] = 0
+
+
 def numbers(results: list[Tensor]) -> list[Tensor]:
     return [x for x in results if x.dtype.is_floating_point and x.dtype.itemsize > 1]
 
 
-FAULTS = (leaking, sloppy, biased, miscounting, fickle)
+FAULTS = (leaking, sloppy, biased, miscounting, forgetful, fickle)
 
 
 def faulty(op: str, fault: Callable[[list[Tensor], int], None]) -> hal.Kernel:
@@ -106,17 +114,57 @@ def faulty(op: str, fault: Callable[[list[Tensor], int], None]) -> hal.Kernel:
 def broken_by(law: Law, op: str, fault: Callable[[list[Tensor], int], None]) -> bool:
     with installed(NATIVE, backend("wrong", devices=None, **{op: faulty(op, fault)})):
         try:
-            check_law(law, examples=30)
+            check_law(law, examples=20, shrink=False)
         except AssertionError as error:
             return str(error).startswith(f"{law.name}: not with ")
     return False
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+GRADIENTS = [law for law in LAWS if "gradient" in law.name]
+VALUES = [law for law in LAWS if law not in GRADIENTS]
+
+
+@pytest.mark.parametrize("law", VALUES, ids=lambda law: law.name)
 def test_a_fault_breaks(law: Law) -> None:
     # Whichever op has the fault: each has a part in the law.
     for op in law.ops:
         assert any(broken_by(law, op, fault) for fault in FAULTS), op
+
+
+class Bent(torch.autograd.Function):
+    """Passes a tensor on, and the magnitude of its gradient back."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.abs()
+
+
+def bent(op: str) -> hal.Kernel:
+    """A reference whose gradient is not linear: that of every kernel of the op."""
+    plain = kernel(op).fn
+
+    def fn(*args: Any, **kwargs: Any) -> Any:
+        return Bent.apply(plain(*args, **kwargs))
+
+    fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
+    return hal.Kernel(fn=fn, name="bent")
+
+
+@pytest.mark.parametrize("law", GRADIENTS, ids=lambda law: law.name)
+def test_a_gradient_that_is_not_linear_breaks(law: Law) -> None:
+    (op,) = law.ops
+    offered = bent(op)
+    reference = attrs.evolve(NATIVE, hooks={**NATIVE.hooks, op: lambda _: offered})
+    with installed(reference), pytest.raises(AssertionError, match=f"{law.name}: not with "):
+        check_law(law, examples=20, shrink=False)
 
 
 def never(**drawn: Any) -> None:
