@@ -26,6 +26,11 @@ ROUNDINGS = 64
 OPS = ("varlen_attention",)
 
 
+def _cuts(*ends: int) -> Tensor:
+    """Where sequences with these ends start."""
+    return here(torch.tensor([0, *ends]))
+
+
 class Call:
     """One sequence: queries of one head for each of ``heads``, keys and values of as many."""
 
@@ -37,7 +42,7 @@ class Call:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """The whole of ``k`` for each of ``q``."""
-        cuts = (here(torch.tensor([0, len(x)])) for x in (q, k))
+        cuts = _cuts(len(q)), _cuts(len(k))
         return hal.ops.varlen_attention(q, k, v, *cuts, len(q), len(k), **options)
 
     def close(self, got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> None:
@@ -131,34 +136,35 @@ def heads_share_keys(queries: int, keys: int, heads: int, head_dim: int, seed: i
 def sequences_are_apart(queries: int, keys: int, heads: int, head_dim: int, seed: int) -> None:
     call, cut = Call(queries, keys, heads, head_dim, seed), seed % (keys + 1)
     middle = seed % (queries + 1)
-    cuts = (here(torch.tensor([0, at, end])) for at, end in ((middle, queries), (cut, keys)))
+    cuts = _cuts(middle, queries), _cuts(cut, keys)
     out, lse = hal.ops.varlen_attention(call.q, call.k, call.v, *cuts, queries, keys, causal=True)
     for tokens, seen in ((slice(middle), slice(cut)), (slice(middle, None), slice(cut, None))):
         want = call.attend(call.q[tokens], call.k[seen], call.v[seen], causal=True)
         call.close((out[tokens], lse[tokens]), want)
 
 
-def _paged(values: Values, size: int, *rows: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Caches of ``rows`` in blocks of ``size``, in some order, and their table [1, blocks]."""
-    length = len(rows[0])
+def _table(values: Values, length: int, size: int) -> Tensor:
+    """Blocks of ``size`` for so many keys, [1, blocks], in some order; there are two more."""
     blocks = -(-length // size)
-    table = values.order(blocks + 2)[:blocks]
-    place = torch.arange(length, device=table.device)
-    caches: list[Tensor] = []
-    for x in rows:
-        cache = x.new_full((blocks + 2, size, *x.shape[1:]), math.nan)
-        cache[table[place // size], place % size] = x
-        caches.append(cache)
-    return caches, table.int().unsqueeze(0)
+    return values.order(blocks + 2)[:blocks].int().unsqueeze(0)
+
+
+def _pages(x: Tensor, table: Tensor, size: int) -> Tensor:
+    """A cache of the rows ``x`` in the blocks of ``table``, and NaN in all others."""
+    cache = x.new_full((table.shape[1] + 2, size, *x.shape[1:]), math.nan)
+    place = torch.arange(len(x), device=x.device)
+    cache[table[0].long()[place // size], place % size] = x
+    return cache
 
 
 def pages_in_any_order(queries: int, keys: int, heads: int, head_dim: int, seed: int) -> None:
     call = Call(queries, keys, heads, head_dim, seed)
-    caches, table = _paged(call.values, 1 + seed % 9, call.k, call.v)
-    lens, cuts = here(torch.tensor([keys])), here(torch.tensor([0, queries]))
+    size = 1 + seed % 9
+    table, lens = _table(call.values, keys, size), here(torch.tensor([keys]))
+    caches = _pages(call.k, table, size), _pages(call.v, table, size)
     for causal in (False, True):
         got = hal.ops.paged_attention(
-            call.q, *caches, table, lens, cuts, queries, keys, causal=causal
+            call.q, *caches, table, lens, _cuts(queries), queries, keys, causal=causal
         )
         call.close(got, call.attend(call.q, call.k, call.v, causal=causal))
 
@@ -168,13 +174,14 @@ def latents_are_keys_and_values(
 ) -> None:
     values, rope = Values(seed), 1 + seed % 9
     q, rows = values(1, heads, head_dim + rope), values(keys, head_dim + rope)
-    (cache,), table = _paged(values, 1 + seed % 7, rows)
+    size = 1 + seed % 7
+    table = _table(values, keys, size)
+    cache = _pages(rows, table, size)
     lens, scale = here(torch.tensor([keys])), (head_dim + rope) ** -0.5
     parts = q[..., :head_dim].contiguous(), q[..., head_dim:].contiguous()
     got = hal.ops.mla_decode(*parts, cache, table, lens, scale=scale)
     pages = cache.unsqueeze(2), cache[..., :head_dim].unsqueeze(2)
-    cuts = here(torch.tensor([0, 1]))
-    want = hal.ops.paged_attention(q, *pages, table, lens, cuts, 1, keys, scale=scale)
+    want = hal.ops.paged_attention(q, *pages, table, lens, _cuts(1), 1, keys, scale=scale)
     near(got[0], want[0], ROUNDINGS, like=rows)
     near(got[1], want[1], ROUNDINGS, like=rows.new_full((), 8.0))
     del queries

@@ -139,7 +139,7 @@ def pairs_fill_blocks(pairs: int, experts: int, block_size: int, seed: int) -> N
         assert block == own + [pairs] * (block_size - len(own)), "padding before a pair"
         placed += own
     assert sorted(placed) == [pair for pair, expert in enumerate(ids) if expert >= 0]
-    in_use = used.item() // block_size
+    in_use = int(used.item()) // block_size
     assert used.item() == in_use * block_size
     known = owners[:in_use].tolist()
     assert known == sorted(known)

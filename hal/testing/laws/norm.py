@@ -111,9 +111,11 @@ def offsets_shift_positions(tokens: int, pairs: int, rest: int, is_neox: bool, s
     values = Values(seed)
     positions, query, cache = heads(values, tokens, pairs, rest)
     offsets = values.integers(tokens, low=-4, high=5)
-    args, kwargs = (query, None, cache), {"is_neox": is_neox}
-    got, _ = hal.ops.rotary_embedding(positions - offsets, *args, offsets=offsets, **kwargs)
-    near(got, hal.ops.rotary_embedding(positions, *args, **kwargs)[0], 8)
+    want, _ = hal.ops.rotary_embedding(positions, query, None, cache, is_neox=is_neox)
+    got, _ = hal.ops.rotary_embedding(
+        positions - offsets, query, None, cache, is_neox=is_neox, offsets=offsets
+    )
+    near(got, want, 8)
 
 
 def layouts_of_pairs(tokens: int, pairs: int, rest: int, is_neox: bool, seed: int) -> None:
