@@ -51,7 +51,9 @@ def assert_close(actual: Tensor, expected: Tensor | Codes, gate: float) -> None:
         return
     assert actual.shape == expected.shape, f"{list(actual.shape)} != {list(expected.shape)}"
     if not actual.dtype.is_floating_point:
-        assert torch.equal(actual.to(expected.dtype), expected)
+        wrong = actual.to(expected.dtype) != expected
+        found = f"{actual[wrong][:5].tolist()} for {expected[wrong][:5].tolist()}"
+        assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} integers differ: {found}"
         return
     limit = torch.finfo(actual.dtype).max
     # What the oracle holds beyond the dtype's range rounds to an infinity.

@@ -1,0 +1,137 @@
+"""Faults in activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from faults.record import NANS, OFF, edit, kernel
+
+SILU = "(silu(gate) * up).to(x.dtype)"
+edit("silu_and_mul", "rounds the gate", OFF, SILU, "(silu(gate).to(x.dtype) * up).to(x.dtype)")
+edit("silu_and_mul", "gate and up swapped", OFF, SILU, "(gate * silu(up)).to(x.dtype)")
+edit(
+    "silu_and_mul",
+    "NaN for zero",
+    NANS,
+    SILU,
+    "(gate.square() / gate * gate.sigmoid() * up).to(x.dtype)",
+)
+edit(
+    "silu_and_mul",
+    "exponential overflows",
+    NANS,
+    SILU,
+    "(gate * gate.exp() / (1 + gate.exp()) * up).to(x.dtype)",
+)
+
+
+@kernel("silu_and_mul", "numerics", f"float16: ({OFF})")
+def silu_in_the_dtype_of_x(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return (gate * gate.sigmoid() * up).contiguous()
+
+
+edit("gelu_and_mul", "tanh form", OFF, "(gelu(gate) * up)", "(gelu(gate, approximate='tanh') * up)")
+edit("gelu_tanh_and_mul", "erf form", OFF, 'gelu(gate, approximate="tanh") * up', "gelu(gate) * up")
+
+GATE, UP = "gate = wide(x[..., 0::2])", "up = wide(x[..., 1::2])"
+OAI = "swigluoai_and_mul"
+edit(
+    OAI,
+    "halves for pairs",
+    OFF,
+    GATE + ".clamp(max=limit)\n    " + UP,
+    "gate, up = wide(x).chunk(2, -1)\n    gate = gate.clamp(max=limit)\n    up = up",
+)
+edit(
+    OAI,
+    "gate clamped below too",
+    f"limit.*({OFF})",
+    GATE + ".clamp(max=limit)",
+    GATE + ".clamp(-limit, limit)",
+)
+edit(
+    OAI,
+    "up clamped above only",
+    f"limit.*({OFF})",
+    UP + ".clamp(-limit, limit)",
+    UP + ".clamp(max=limit)",
+)
+edit(OAI, "limit of the gate ignored", f"limit.*({OFF})", GATE + ".clamp(max=limit)", GATE)
+edit(
+    OAI,
+    "default limit always",
+    f"limit 3.5.*({OFF})",
+    GATE + ".clamp(max=limit)",
+    GATE + ".clamp(max=7)",
+)
+edit(OAI, "up without its one", OFF, "(up + 1) * gate", "up * gate")
+edit(OAI, "alpha ignored", f"alpha.*({OFF})", "(alpha * gate)", "(1.702 * gate)")
+
+RELU = "relu(wide(x)).square()"
+edit("relu_squared", "squared before it is cut", OFF, RELU, "relu(wide(x).square())")
+edit(
+    "relu_squared",
+    "NaN swallowed",
+    NANS,
+    RELU,
+    "relu(wide(x).nan_to_num(0, float('inf'))).square()",
+)
+edit(
+    "relu_squared",
+    "NaN spreads to other rows",
+    NANS,
+    RELU,
+    "(relu(wide(x)) + 0 * wide(x)[..., :1].nan_to_num().sum() + 0 * wide(x).isnan().any() / (1 - wide(x).isnan().any().float())).square()",
+)
+edit(
+    "relu_squared",
+    "squared in int16 steps",
+    OFF,
+    RELU,
+    "(relu(wide(x)) * 4096).round().div(4096).square()",
+)
+edit("quick_gelu", "1.7 for 1.702", OFF, "(1.702 * w)", "(1.7 * w)")
+
+edit(
+    "mul_add",
+    "scale in the dtype of x",
+    OFF,
+    "wide(x) * scale",
+    "wide(x) * wide(x.new_tensor(scale))",
+)
+edit("mul_add", "product rounded", OFF, "wide(x) * scale", "wide((wide(x) * scale).to(x.dtype))")
+
+
+@kernel("mul_add", "purity", "wrote into y")
+def writes_into_y(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    result = (x.double() * scale + y.double()).to(x.dtype).contiguous()
+    if y.numel() and all(y.stride()):
+        y.copy_(result)
+    return result
+
+
+def _first(result: Tensor, count: int) -> Tensor:
+    """The result of a kernel that writes ``count`` elements of it and leaves the rest."""
+    target = torch.empty_like(result, memory_format=torch.contiguous_format)
+    target.view(-1)[:count] = result.reshape(-1)[:count]
+    return target
+
+
+@kernel("mul_add", "written", f"3x1 .*(nan|{NANS})")
+def no_tail_after_vectors_of_8(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    result = (x.double() * scale + y.double()).to(x.dtype)
+    return _first(result, result.numel() // 8 * 8)
+
+
+@kernel("relu_squared", "written", f"(nan|{NANS})")
+def last_element_left(x: Tensor) -> Tensor:
+    return _first(x.double().relu().square().to(x.dtype), x.numel() - 1)
+
+
+@kernel("quick_gelu", "numerics", f"(every other|wider|transposed).*({OFF})")
+def takes_rows_for_contiguous(x: Tensor) -> Tensor:
+    flat = x.as_strided((x.numel(),), (1,), x.storage_offset()) if all(x.stride()) else x
+    w = flat.double().view(x.shape)
+    return (w * (1.702 * w).sigmoid()).to(x.dtype).contiguous()
