@@ -26,7 +26,7 @@ edit(
 )
 
 
-@kernel("silu_and_mul", "numerics", f"float16: ({OFF})")
+@kernel("silu_and_mul", "numerics", OFF)
 def silu_in_the_dtype_of_x(x: Tensor) -> Tensor:
     gate, up = x.chunk(2, dim=-1)
     return (gate * gate.sigmoid() * up).contiguous()
@@ -47,18 +47,18 @@ edit(
 edit(
     OAI,
     "gate clamped below too",
-    f"limit.*({OFF})",
+    OFF,
     GATE + ".clamp(max=limit)",
     GATE + ".clamp(-limit, limit)",
 )
 edit(
     OAI,
     "up clamped above only",
-    f"limit.*({OFF})",
+    OFF,
     UP + ".clamp(-limit, limit)",
     UP + ".clamp(max=limit)",
 )
-edit(OAI, "limit of the gate ignored", f"limit.*({OFF})", GATE + ".clamp(max=limit)", GATE)
+edit(OAI, "limit of the gate ignored", OFF, GATE + ".clamp(max=limit)", GATE)
 edit(
     OAI,
     "default limit always",
@@ -83,7 +83,7 @@ edit(
     "NaN spreads to other rows",
     NANS,
     RELU,
-    "(relu(wide(x)) + 0 * wide(x)[..., :1].nan_to_num().sum() + 0 * wide(x).isnan().any() / (1 - wide(x).isnan().any().float())).square()",
+    "(relu(wide(x)) + 0 * wide(x).where(wide(x).isnan(), 0).sum()).square()",
 )
 edit(
     "relu_squared",
@@ -119,7 +119,7 @@ def _first(result: Tensor, count: int) -> Tensor:
     return target
 
 
-@kernel("mul_add", "written", f"3x1 .*(nan|{NANS})")
+@kernel("mul_add", "written", NANS)
 def no_tail_after_vectors_of_8(x: Tensor, y: Tensor, scale: float) -> Tensor:
     result = (x.double() * scale + y.double()).to(x.dtype)
     return _first(result, result.numel() // 8 * 8)

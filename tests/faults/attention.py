@@ -85,7 +85,8 @@ edit(
     "heads shared in turn",
     OFF,
     "heads, kv_heads = q.shape[2], k.shape[2]",
-    "heads = kv_heads = q.shape[2]\n    k, v = (t.repeat(1, 1, heads // t.shape[2], 1) for t in (k, v))",
+    "heads = kv_heads = q.shape[2]\n"
+    "    k, v = (t.repeat(1, 1, heads // t.shape[2], 1) for t in (k, v))",
 )
 LSE = "(peak + total.log()).squeeze(-1)"
 edit(VARLEN, "lse in base 2", OFF, LSE, "((peak + total.log()) / math.log(2)).squeeze(-1)")
@@ -129,7 +130,7 @@ edit(
 edit(
     VARLEN,
     "tokens past the last sequence left as they were",
-    f"padding.*({OFF}|{INFS})",
+    f"padding.*{NANS}",
     "return torch.where(inside, padded[sequence, place], fill)",
     "return padded[sequence, place]",
 )
@@ -145,7 +146,7 @@ LENGTHS = "return _ragged(\n        q, k, v, seq_lens,"
 edit(
     PAGED,
     "last page read to its end",
-    OFF,
+    NANS,
     LENGTHS,
     LENGTHS.replace(
         "seq_lens", "((seq_lens + block_size - 1) // block_size * block_size).clamp(max=longest)"
@@ -209,7 +210,8 @@ edit(
     "lse taken for base 2",
     OFF,
     WEIGHTS,
-    "weights, merged = _softmax(lse.movedim(0, -1) * math.log(2), lse.new_full((), -math.inf))\n    merged = merged / math.log(2)",
+    "weights, merged = _softmax(lse.movedim(0, -1) * math.log(2), lse.new_full((), "
+    "-math.inf))\n    merged = merged / math.log(2)",
 )
 edit(MERGE, "NaN where both sides are empty", NANS, "total.masked_fill(total == 0, 1)", "total")
 edit(

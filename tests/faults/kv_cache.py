@@ -10,14 +10,14 @@ SLOTS = "slots = slots.long()[source].clamp(min=0)"
 edit(
     STORE,
     "a skipped token writes the last slot",
-    f"(slot|skipped).*({ANY})",
+    ANY,
     SLOTS,
     "slots = slots.long()",
 )
 edit(
     STORE,
     "a skipped token writes the first slot",
-    f"(slot|skipped).*({ANY})",
+    ANY,
     SLOTS,
     "slots = slots.long().clamp(min=0)",
 )
@@ -34,15 +34,15 @@ edit(
 edit(
     STORE,
     "multiplied with the scale",
-    CODES,
+    OFF,
     "wide(x) / per_head(scale, wide(x))",
     "wide(x) * per_head(scale, wide(x))",
 )
-edit(STORE, "scale ignored", CODES, "wide(x) / per_head(scale, wide(x))", "wide(x)")
+edit(STORE, "scale ignored", OFF, "wide(x) / per_head(scale, wide(x))", "wide(x)")
 edit(
     STORE,
     "values with the keys' scale",
-    CODES,
+    OFF,
     "encode(v, v_cache.dtype, v_scale)",
     "encode(v, v_cache.dtype, k_scale)",
 )
@@ -66,7 +66,7 @@ edit(
 edit(
     STORE,
     "first head's scale for all",
-    CODES,
+    OFF,
     "scale.to(x.dtype).reshape(-1, 1)",
     "scale.to(x.dtype).reshape(-1, 1)[:1]",
 )
@@ -81,7 +81,7 @@ edit(
 edit(
     STORE,
     "scale in half",
-    CODES,
+    OFF,
     "scale.to(x.dtype).reshape(-1, 1)",
     "scale.half().to(x.dtype).reshape(-1, 1)",
 )

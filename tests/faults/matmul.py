@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from faults.record import NANS, OFF, edit, kernel, reference
+from faults.record import NANS, OFF, edit, kernel
 
 BLOCK, SCALED, INT4 = "block_scaled_mm", "scaled_mm", "w4a16_mm"
 SUMS = "sums * a_scale[..., i, None] * by_row[..., i]"
@@ -76,7 +76,8 @@ edit(
     "bias before the scales",
     OFF,
     f"result = {PRODUCT}\n    if bias is not None:\n        result = result + bias.float()",
-    "result = _sums(a, b) + (0 if bias is None else bias.float())\n    result = result * a_scale.reshape(each) * b_scale.reshape(-1)",
+    "result = _sums(a, b) + (0 if bias is None else bias.float())\n"
+    "    result = result * a_scale.reshape(each) * b_scale.reshape(-1)",
 )
 edit(
     SCALED,
@@ -131,7 +132,7 @@ edit(
 edit(
     INT4,
     "weights rounded to the dtype of x",
-    OFF,
+    f"overflow.*{NANS}",
     "product(wide(x), weight).to(x.dtype)",
     "product(wide(x), wide(weight.to(x.dtype))).to(x.dtype)",
 )
@@ -148,13 +149,15 @@ edit(
 def partial_sums_in_half(
     x: Tensor, qweight: Tensor, scales: Tensor, *, group_size: int, zeros: Tensor | None = None
 ) -> Tensor:
-    correct = reference(INT4)
-    if x.dtype != torch.float16 or x.shape[-1] % 4 or group_size < x.shape[-1]:
-        return correct(x, qweight, scales, group_size=group_size, zeros=zeros)
-    half = x.shape[-1] // 2
-    halves = ((x[..., :half], qweight[:, : half // 2]), (x[..., half:], qweight[:, half // 2 :]))
-    left, right = (correct(a, w, scales, group_size=group_size, zeros=zeros) for a, w in halves)
-    return left + right
+    group = torch.arange(x.shape[-1]) // group_size
+    codes = torch.stack((qweight & 15, qweight >> 4), dim=-1).flatten(-2).double()
+    zero = 8 if zeros is None else zeros.double()[:, group]
+    weight = ((codes - zero) * scales.double()[:, group]).T
+    total = x.new_zeros((*x.shape[:-1], qweight.shape[0]))
+    for part in range(0, x.shape[-1], 16):
+        columns = slice(part, part + 16)
+        total += (x[..., columns].double() @ weight[columns]).to(x.dtype)
+    return total
 
 
 GEMV, MOE_GEMV = "fused_gemv", "fused_moe_gemv"
@@ -163,7 +166,8 @@ edit(
     "first row for all",
     OFF,
     "return _rounded(result, x)\n\n\ndef fused_moe",
-    "return _rounded(result if result.dim() < 2 else result[..., :1, :].expand_as(result), x)\n\n\ndef fused_moe",
+    "return _rounded(result if result.dim() < 2 else result[..., :1, :].expand_as(result), "
+    "x)\n\n\ndef fused_moe",
 )
 edit(
     GEMV,
@@ -175,7 +179,7 @@ edit(
 edit(
     GEMV,
     "rounded before the norm",
-    OFF,
+    f"beyond float16.*{NANS}",
     "rms_norm(result, norm_weight, eps)",
     "rms_norm(wide(_rounded(result, x)), norm_weight, eps)",
 )
@@ -205,7 +209,8 @@ edit(
     "zero of 7",
     OFF,
     "from_nibbles(weight, weight_scale, max(size, 1), None, wide(x).dtype)",
-    "from_nibbles(weight, weight_scale, max(size, 1), 7 * torch.ones_like(weight_scale), wide(x).dtype)",
+    "from_nibbles(weight, weight_scale, max(size, 1), 7 * torch.ones_like(weight_scale), "
+    "wide(x).dtype)",
 )
 LAST = "if activation is not None:\n        result = silu_and_mul(result)\n"
 ROUTED = "    if topk_weights is not None:\n        result = result * topk_weights.to(result.dtype).unsqueeze(-1)\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from faults.record import INTS, NANS, OFF, edit, kernel
+from faults.record import INFS, INTS, NANS, OFF, edit, kernel
 
 SOFTMAX, SIGMOID, GROUPED = "topk_softmax", "topk_sigmoid", "grouped_topk"
 ALIGN, SUM = "moe_align_block_size", "moe_sum"
@@ -27,7 +27,8 @@ edit(
     "cap after the bias",
     f"capped.*({ANY})",
     f"    if softcap:\n        {CAPPED}{SCORED}",
-    f"    logits = _biased(logits, correction_bias)\n    if softcap:\n        {CAPPED}score = _softmax(logits)",
+    f"    logits = _biased(logits, correction_bias)\n    if softcap:\n"
+    f"        {CAPPED}score = _softmax(logits)",
 )
 edit(SOFTMAX, "cap ignored", f"capped.*({ANY})", "    if softcap:\n", "    if False:\n")
 edit(SOFTMAX, "bias left out", f"biased.*({ANY})", SCORED, "score = _softmax(logits)")
@@ -36,7 +37,8 @@ edit(
     "bias chooses only",
     OFF,
     f"{SCORED}\n    return _taken(score, score.",
-    f"score, choice = _softmax(logits), _softmax(_biased(logits, correction_bias))\n    return _taken(score, choice.",
+    "score, choice = _softmax(logits), _softmax(_biased(logits, correction_bias))\n"
+    "    return _taken(score, choice.",
 )
 edit(
     SOFTMAX,
@@ -64,7 +66,7 @@ edit(
 edit(
     SOFTMAX,
     "the best expert k times",
-    INTS,
+    ANY,
     RANKED,
     RANKED.replace("[..., :k]", "[..., :1].expand(*score.shape[:-1], k)"),
 )
@@ -88,12 +90,13 @@ edit(
     "bias taken off again",
     OFF,
     "return _taken(score, ids, renormalize)\n\n\ndef grouped",
-    "return _taken(choice - wide(correction_bias) if correction_bias is not None else score, ids, renormalize)\n\n\ndef grouped",
+    "return _taken(choice - wide(correction_bias) if correction_bias is not None else score, "
+    "ids, renormalize)\n\n\ndef grouped",
 )
 edit(
     SIGMOID,
     "chosen without the bias",
-    INTS,
+    ANY,
     "ids = choice.argsort(dim=-1, descending=True, stable=True)[",
     "ids = score.argsort(dim=-1, descending=True, stable=True)[",
 )
@@ -115,14 +118,14 @@ edit(
 edit(
     GROUPED,
     "group by its best with a bias too",
-    INTS,
+    ANY,
     "best = 1 if correction_bias is None else 2",
     "best = 1",
 )
 edit(
     GROUPED,
     "group by its two best without a bias",
-    INTS,
+    ANY,
     "best = 1 if correction_bias is None else 2",
     "best = 2",
 )
@@ -130,14 +133,17 @@ TWO = "group = choice.topk(min(best, choice.shape[-1]), dim=-1).values.sum(dim=-
 edit(
     GROUPED,
     "equal maxima counted once",
-    INTS,
+    ANY,
     TWO,
-    f"{TWO}\n    if best == 2 and choice.shape[-1] > 1:\n        peak = choice.amax(-1, keepdim=True)\n        rest = choice.masked_fill(choice == peak, -math.inf).amax(-1)\n        group = peak.squeeze(-1) + rest.where(rest > -math.inf, 0)",
+    f"{TWO}\n    if best == 2 and choice.shape[-1] > 1:\n"
+    f"        peak = choice.amax(-1, keepdim=True)\n"
+    f"        rest = choice.masked_fill(choice == peak, -math.inf).amax(-1)\n"
+    f"        group = peak.squeeze(-1) + rest.where(rest > -math.inf, 0)",
 )
 edit(
     GROUPED,
     "one group too many",
-    INTS,
+    ANY,
     "stable=True)[..., :topk_groups]",
     "stable=True)[..., : topk_groups + 1]",
 )
@@ -187,7 +193,7 @@ edit(
 edit(
     GROUPED,
     "masked experts score 0",
-    INTS,
+    ANY,
     "ids = ids.gather(-1, ahead)[",
     "ids = choice.masked_fill(~kept, 0).argsort(dim=-1, descending=True, stable=True)[",
 )
@@ -253,11 +259,11 @@ edit(SUM, "mean for sum", OFF, "wide(x).sum(dim=-2) * scale", "wide(x).mean(dim=
 edit(
     SUM,
     "rounded before it is scaled",
-    OFF,
+    f"beyond float16.*{INFS}",
     "wide(x).sum(dim=-2) * scale",
     "wide(wide(x).sum(dim=-2).to(x.dtype)) * scale",
 )
-edit(SUM, "scale ignored", f"scale.*({OFF})", "wide(x).sum(dim=-2) * scale", "wide(x).sum(dim=-2)")
+edit(SUM, "scale ignored", OFF, "wide(x).sum(dim=-2) * scale", "wide(x).sum(dim=-2)")
 
 
 @kernel(SUM, "numerics", f"float16.*({OFF})")

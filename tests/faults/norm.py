@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -15,7 +14,7 @@ RMS = "rms_norm"
 
 edit(RMS, "eps outside the root", OFF, ROOT, "x / (x.square().mean(-1, keepdim=True).sqrt() + eps)")
 edit(RMS, "eps added twice", OFF, ROOT, ROOT.replace("+ eps", "+ 2 * eps"))
-edit(RMS, "eps left out", NANS, ROOT, ROOT.replace("+ eps", ""))
+edit(RMS, "eps left out", f"{OFF}|{NANS}", ROOT, ROOT.replace("+ eps", ""))
 edit(RMS, "sum for mean", OFF, ROOT, ROOT.replace("mean", "sum"))
 edit(RMS, "squares in the dtype of x", "float16", WIDE, WIDE.replace("wide(x)", "x"))
 edit(
@@ -31,7 +30,7 @@ edit(
 edit(
     RMS,
     "weight in the dtype of x",
-    f"weight.*({OFF})",
+    OFF,
     WEIGHTED,
     WEIGHTED.replace("(weight)", "(weight.to(x.dtype))"),
 )
@@ -111,28 +110,34 @@ edit(
     "mean not taken off",
     OFF,
     CENTRE + "\n",
-    "centred = wide(x)\n    return _rounded((_over_root(centred, eps) if weight is None else _over_root(centred, eps) * wide(weight)) + (0 if bias is None else wide(bias)), x.dtype)\n",
+    "centred = wide(x)\n    return _rounded((_over_root(centred, eps) if weight is None else "
+    "_over_root(centred, eps) * wide(weight)) + (0 if bias is None else wide(bias)), "
+    "x.dtype)\n",
 )
 edit(
     LAYER,
     "mean in the dtype of x",
     OFF,
     CENTRE,
-    "centred = wide(x) - wide(x.mean(-1, keepdim=True))\n    return _rounded((_over_root(centred, eps) if weight is None else _over_root(centred, eps) * wide(weight)) + (0 if bias is None else wide(bias)), x.dtype)",
+    "centred = wide(x) - wide(x.mean(-1, keepdim=True))\n"
+    "    return _rounded((_over_root(centred, eps) if weight is None else "
+    "_over_root(centred, eps) * wide(weight)) + (0 if bias is None else wide(bias)), x.dtype)",
 )
 edit(
     LAYER,
     "variance as a difference of squares",
     OFF,
     "normed = _over_root(centred, eps)\n    scaled",
-    "normed = centred * torch.rsqrt(wide(x).square().mean(-1, keepdim=True) - wide(x).mean(-1, keepdim=True).square() + eps)\n    scaled",
+    "normed = centred * torch.rsqrt(wide(x).square().mean(-1, keepdim=True) - "
+    "wide(x).mean(-1, keepdim=True).square() + eps)\n    scaled",
 )
 edit(
     LAYER,
     "unbiased variance",
     OFF,
     "normed = _over_root(centred, eps)\n    scaled",
-    "normed = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / max(x.shape[-1] - 1, 1) + eps)\n    scaled",
+    "normed = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / max(x.shape[-1] "
+    "- 1, 1) + eps)\n    scaled",
 )
 edit(
     LAYER,

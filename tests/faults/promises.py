@@ -43,7 +43,7 @@ def returns_what_it_kept_for_the_shape(x: Tensor) -> Tensor:
 _buffers: dict[Any, Tensor] = {}
 
 
-@kernel("quick_gelu", "purity", "memory")
+@kernel("quick_gelu", "purity", "the next call returns the same memory")
 def returns_one_buffer_for_all_calls(x: Tensor) -> Tensor:
     result = reference("quick_gelu")(x)
     return _buffers.setdefault((x.shape, x.dtype), torch.empty_like(result)).copy_(result)
@@ -75,13 +75,13 @@ def _rows_at(x: Tensor, bits: int) -> Tensor:
     return torch.stack([x.as_strided(*inner, x.storage_offset() + at) for at in where])
 
 
-@kernel("relu_squared", "offsets", f"x: ({OFF})")
+@kernel("relu_squared", "offsets", f"x: .*({OFF}|{NANS})")
 def offsets_of_31_bits(x: Tensor) -> Tensor:
     far = x.dim() > 1 and len(x) and x.numel() and x.stride(0) > 2**29
     return reference("relu_squared")(_rows_at(x, 31) if far else x)
 
 
-@kernel("softmax", "offsets", f"logits: ({OFF})")
+@kernel("softmax", "offsets", f"logits: .*({OFF}|{NANS})")
 def byte_offsets_of_32_bits(logits: Tensor, *, temperature: Any = 1.0) -> Tensor:
     far = logits.dim() > 1 and len(logits) and logits.numel() and logits.stride(0) > 2**29
     return reference("softmax")(_rows_at(logits, 30) if far else logits, temperature=temperature)
@@ -135,11 +135,6 @@ def accepts_sizes_that_it_cannot_do(x: Tensor, weight: Tensor | None, eps: float
 @inplace(MUL_ADD, "not what the functional form returns")
 def rounds_twice_in_place(x: Tensor, y: Tensor, scale: float) -> Tensor:
     return x.mul_(scale).add_(y)
-
-
-@inplace(MUL_ADD, "result 0 is not|returned")
-def returns_another_tensor(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    return x.copy_(reference(MUL_ADD)(x, y, scale)).clone()
 
 
 @inplace("fused_add_rms_norm", "not what the functional form returns")
@@ -217,14 +212,18 @@ edit(
     "layer_norm",
     "no gradient through the mean",
     old="centred = wide(x) - wide(x).mean(-1, keepdim=True)\n",
-    new="centred = wide(x) - wide(x).mean(-1, keepdim=True).detach()\n    return _rounded((_over_root(centred, eps) if weight is None else _over_root(centred, eps) * wide(weight)) + (0 if bias is None else wide(bias)), x.dtype)\n",
+    new="centred = wide(x) - wide(x).mean(-1, keepdim=True).detach()\n"
+    "    return _rounded((_over_root(centred, eps) if weight is None else "
+    "_over_root(centred, eps) * wide(weight)) + (0 if bias is None else wide(bias)), "
+    "x.dtype)\n",
     **GRADIENTS,
 )
 edit(
     "rotary_embedding",
     "gradient turned the same way",
     old="a * cos - b * sin, b * cos + a * sin",
-    new="a * cos - b * sin + (b * sin).detach() * 2 - 2 * b * sin + (2 * b * sin - (2 * b * sin).detach()) * 2, b * cos + a * sin",
+    new="a * cos - b * sin + (b * sin).detach() * 2 - 2 * b * sin + (2 * b * sin - (2 * b * "
+    "sin).detach()) * 2, b * cos + a * sin",
     **GRADIENTS,
 )
 edit(

@@ -16,7 +16,9 @@ edit(
     "one scale for a row",
     ANY,
     SCALE,
-    "scale = peaks(x, group_size)\n    scale = scales(scale.amax(-1, keepdim=True).expand_as(scale), dtype) if scale.numel() else scales(scale, dtype)",
+    "scale = peaks(x, group_size)\n"
+    "    scale = scales(scale.amax(-1, keepdim=True).expand_as(scale), dtype) if "
+    "scale.numel() else scales(scale, dtype)",
 )
 edit(
     GROUP,
@@ -27,22 +29,22 @@ edit(
 )
 edit(
     GROUP,
-    "incomplete group left out of its maximum",
+    "padding of the last group counts as 1",
     ANY,
-    "filled.unflatten(-1, (groups, group_size)).amax(-1)",
-    "filled[..., : x.shape[-1]].unfold(-1, group_size, group_size).abs().amax(-1) if x.shape[-1] % group_size == 0 else filled.unflatten(-1, (groups, group_size)).amax(-1).index_fill(-1, __import__('torch').tensor([groups - 1]), 1.0)",
+    "groups * group_size - x.shape[-1]))\n",
+    "groups * group_size - x.shape[-1]), value=1.0)\n",
 )
 edit(GROUP, "scales above 448 for e5m2", ANY, "torch.finfo(dtype).max if", "448.0 if")
 edit(GROUP, "scale in half", OFF, "largest(dtype))).float()", "largest(dtype))).half().float()")
-edit(GROUP, "ue8m0 rounded down", OFF, " + (bits & 0x7FFFFF != 0)", "")
+edit(GROUP, "ue8m0 rounded down", ANY, " + (bits & 0x7FFFFF != 0)", "")
 edit(
     GROUP,
     "ue8m0 rounded to nearest",
-    OFF,
+    ANY,
     "(bits & 0x7FFFFF != 0)",
     "(bits & 0x7FFFFF >= 0x400000)",
 )
-edit(GROUP, "ue8m0 one more for powers of two", OFF, "(bits & 0x7FFFFF != 0)", "1")
+edit(GROUP, "ue8m0 one more for powers of two", ANY, "(bits & 0x7FFFFF != 0)", "1")
 edit(
     GROUP,
     "ue8m0 packed from the highest byte",
@@ -55,7 +57,8 @@ edit(
     "columns written as rows",
     ANY,
     "new_scale(x, scale.shape[-1], layout, ue8m0).copy_(kept)",
-    "new_scale(x, scale.shape[-1], layout, ue8m0).copy_(kept if layout != 'column' or kept.dim() < 2 else kept.reshape(*kept.shape[:-2], kept.shape[-1], kept.shape[-2]).mT)",
+    "new_scale(x, scale.shape[-1], layout, ue8m0).copy_(kept if layout != 'column' or "
+    "kept.dim() < 2 else kept.reshape(*kept.shape[:-2], kept.shape[-1], kept.shape[-2]).mT)",
 )
 edit(
     GROUP,
@@ -71,14 +74,16 @@ edit(
     "int8 reaches -128",
     CODES,
     CLAMP,
-    "scaled.clamp(-largest(dtype) - 1, largest(dtype)) - (scaled <= -126.5).float() * (dtype == torch.int8)",
+    "scaled.clamp(-largest(dtype) - 1, largest(dtype)) - (scaled <= -126.5).float() * (dtype "
+    "== torch.int8)",
 )
 edit(
     TOKEN,
     "first row's scale for all",
     ANY,
     "scale = scales(peaks(x, group_size), dtype)",
-    "scale = scales(peaks(x, group_size), dtype)\n    scale = scale[..., :1, :].expand_as(scale) if scale.dim() > 1 else scale",
+    "scale = scales(peaks(x, group_size), dtype)\n"
+    "    scale = scale[..., :1, :].expand_as(scale) if scale.dim() > 1 else scale",
 )
 edit(TOKEN, "absolute maximum without the sign", ANY, "pad(x.abs(), (0, 1))", "pad(x, (0, 1))")
 edit(
@@ -97,7 +102,7 @@ edit(
     "quantized(x.flatten(), None, dtype)[0].reshape(x.shape)",
 )
 edit(TENSOR, "multiplied with the given scale", CODES, STATIC, STATIC.replace("/", "*"))
-edit(TENSOR, "infinity beyond the range", f"{INFS}|{CODES}", CLAMP, "scaled")
+edit(TENSOR, "infinity beyond the range", f"{INFS}|{CODES}", CLAMP, "scaled.clamp(-1e38, 1e38)")
 edit(
     TENSOR,
     "given scale in half",
@@ -196,7 +201,13 @@ edit(
     "codes[..., ::2] | codes[..., 1::2] << 4",
     "codes[..., 1::2] | codes[..., ::2] << 4",
 )
-edit("pack_int4", "codes wrap around", INTS, ".clamp(-offset, 15 - offset)", "")
+edit(
+    "pack_int4",
+    "codes wrap around",
+    INTS,
+    ".clamp(-offset, 15 - offset)",
+    ".clamp(-(2**40), 2**40)",
+)
 edit("pack_int4", "offset of 8 always", f"offset .*{INTS}|by .*{INTS}", " + offset\n", " + 8\n")
 edit(
     "unpack_int4",

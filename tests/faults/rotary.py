@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from faults.record import OFF, edit
+from torch import Tensor
+from torch.nn.functional import pad
+
+from faults.record import OFF, edit, kernel, reference
 
 ROTARY, MULTI = "rotary_embedding", "multimodal_rotary_embedding"
 PAIRS = "a, b = turning.chunk(2, dim=-1) if is_neox else (turning[..., ::2], turning[..., 1::2])"
@@ -56,7 +59,8 @@ edit(
     "as many heads of the key as of the query",
     OFF,
     KEY,
-    "None if key is None else torch.cat((_rotated(key[:, : query.shape[1]], rows, is_neox), key[:, query.shape[1] :]), 1)",
+    "None if key is None else torch.cat((_rotated(key[:, : query.shape[1]], rows, is_neox), "
+    "key[:, query.shape[1] :]), 1)",
 )
 edit(
     ROTARY,
@@ -77,15 +81,29 @@ edit(
     "cache taken for contiguous",
     f"cache.*({OFF})",
     "rows = cos_sin_cache.index_select(0, index)",
-    "rows = cos_sin_cache.as_strided(cos_sin_cache.shape, (cos_sin_cache.shape[1], 1)).index_select(0, index)",
+    "rows = cos_sin_cache.as_strided(cos_sin_cache.shape, (cos_sin_cache.shape[1], "
+    "1)).index_select(0, index)",
 )
-edit(
-    ROTARY,
-    "key at the query's head stride",
-    f"key at another head stride.*({OFF}|out of bounds)",
-    "return _each_rotated(query, key, rows, is_neox)\n\n\ndef",
-    "if key is not None and key.shape[1] > 1 and query.shape[1] > 1 and query.numel() and key.numel():\n        key = key.as_strided(key.shape, (key.stride(0), query.stride(1), key.stride(2)))\n    return _each_rotated(query, key, rows, is_neox)\n\n\ndef",
-)
+
+
+@kernel(ROTARY, "numerics", OFF)
+def key_at_the_head_stride_of_the_query(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    cos_sin_cache: Tensor,
+    *,
+    is_neox: bool = True,
+    offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    if key is not None and key.numel() and min(key.shape[1], query.shape[1]) > 1:
+        held = key.untyped_storage().nbytes() // key.itemsize
+        memory = pad(key.as_strided((held,), (1,), 0), (0, query.untyped_storage().nbytes()))
+        strides = key.stride(0), query.stride(1), key.stride(2)
+        key = memory.as_strided(key.shape, strides, key.storage_offset())
+    return reference(ROTARY)(positions, query, key, cos_sin_cache, is_neox=is_neox, offsets=offsets)
+
+
 edit(MULTI, "axes in another order", OFF, "part[i % 3]", "part[2 - i % 3]", only="3|section")
 edit(MULTI, "first axis for all", OFF, "part[i % 3]", "part[0]", only="3|section")
 edit(

@@ -34,7 +34,7 @@ edit(SOFTMAX, "temperature multiplied", OFF, "(x - peak) / scale", "(x - peak) *
 edit(
     SOFTMAX,
     "first row's temperature for all",
-    OFF,
+    ANY,
     "value.to(dtype).unsqueeze(-1)",
     "value.to(dtype).flatten()[:1]",
 )
@@ -50,7 +50,10 @@ edit(SOFTMAX, "exponentials in half", OFF, "scale).exp()", "scale).half().exp().
 
 KEEP = "(rank < limit) | (limit <= 0)"
 SORTED = "ordered, token = p.sort(dim=-1, descending=True, stable=True)"
-FLIPPED = "ordered, token = p.flip(-1).sort(dim=-1, descending=True, stable=True)\n    token = p.shape[-1] - 1 - token"
+FLIPPED = (
+    "ordered, token = p.flip(-1).sort(dim=-1, descending=True, stable=True)\n"
+    "    token = p.shape[-1] - 1 - token"
+)
 edit(TOP_K, "ties to the highest id", f"(ties|all).*({ANY})", SORTED, FLIPPED)
 edit(TOP_K, "0 keeps none", f"top_k 0.*({ANY})", KEEP, "(rank < limit) | (limit < 0)")
 edit(TOP_K, "one too many", OFF, KEEP, KEEP.replace("rank < limit", "rank <= limit"))
@@ -73,7 +76,9 @@ edit(
     "as it came beyond the vocabulary",
     f"top_k (66|67|1).*({OFF})",
     "return _renorm(probs, partial(_keep, top_k=top_k))",
-    "whole = isinstance(top_k, int) and top_k >= probs.shape[-1]\n    return probs.clone(memory_format=torch.contiguous_format) if whole else _renorm(probs, partial(_keep, top_k=top_k))",
+    "whole = isinstance(top_k, int) and top_k >= probs.shape[-1]\n"
+    "    return probs.clone(memory_format=torch.contiguous_format) if whole else "
+    "_renorm(probs, partial(_keep, top_k=top_k))",
 )
 edit(TOP_K, "zero sum renormalised to NaN", NANS, "total.masked_fill(total == 0, 1)", "total")
 edit(
@@ -121,7 +126,7 @@ edit(SAMPLE, "seed ignored", INTS, SCORE, SCORE.replace("seed", "0 * seed"))
 edit(
     SAMPLE,
     "seed of 32 bits",
-    f"seed.*{INTS}",
+    INTS,
     "halves(seed.unsqueeze(-1))",
     "(halves(seed.unsqueeze(-1))[0], 0 * seed.unsqueeze(-1))",
 )
@@ -132,11 +137,11 @@ edit(
     "torch.arange(p.shape[0], device=p.device) + seed",
     "0 * torch.arange(p.shape[0], device=p.device) + seed",
 )
-edit(SAMPLE, "offset ignored", f"offset.*{INTS}", SCORE, SCORE.replace("offset", "0 * offset"))
+edit(SAMPLE, "offset ignored", INTS, SCORE, SCORE.replace("offset", "0 * offset"))
 edit(
     SAMPLE,
     "offset of 32 bits",
-    f"offset.*{INTS}",
+    INTS,
     "counter = (low, high,",
     "counter = (low, 0 * high,",
 )
@@ -145,21 +150,26 @@ edit(
     "noise by rank",
     INTS,
     SCORE,
-    f"{SCORE}\n    ordered, token = p.sort(dim=-1, descending=True, stable=True)\n    noise = torch.empty_like(p).scatter(-1, token, _exponential(p, seed, offset))\n    score = p.log() - noise.log()",
+    f"{SCORE}\n    ordered, token = p.sort(dim=-1, descending=True, stable=True)\n"
+    f"    noise = torch.empty_like(p).scatter(-1, token, _exponential(p, seed, offset))\n"
+    f"    score = p.log() - noise.log()",
 )
 edit(
     SAMPLE,
     "limits by the row of probabilities",
     f"limits by output row.*({INTS}|index|expand|size)",
     "keep = _keep(p, top_k=top_k, top_p=top_p, min_p=min_p)",
-    "def by(v):\n        return v if indices is None or not isinstance(v, Tensor) or v.dim() == 0 else v[indices]\n    keep = _keep(p, top_k=by(top_k), top_p=by(top_p), min_p=by(min_p))",
+    "def by(v):\n        return v if indices is None or not isinstance(v, Tensor) or v.dim() "
+    "== 0 else v[indices]\n    keep = _keep(p, top_k=by(top_k), top_p=by(top_p), "
+    "min_p=by(min_p))",
 )
 edit(
     SAMPLE,
     "top_p after top_k renormalised",
     f"limits.*{INTS}",
     "keep = _keep(p, top_k=top_k, top_p=top_p, min_p=min_p)",
-    "keep = _keep(p, top_k=top_k, min_p=min_p)\n    keep = keep & _keep(_normalised(p.where(keep, 0)), top_p=top_p)",
+    "keep = _keep(p, top_k=top_k, min_p=min_p)\n"
+    "    keep = keep & _keep(_normalised(p.where(keep, 0)), top_p=top_p)",
 )
 edit(
     SAMPLE,
@@ -194,7 +204,7 @@ STATISTICS = {"check": "statistics"}
 edit(
     SAMPLE,
     "temperature of 1.05",
-    "tail: drawn too often|too often or too seldom",
+    "too often or too seldom",
     SCORE,
     SCORE.replace("p.log()", "p.log() / 1.05"),
     **STATISTICS,
@@ -213,13 +223,14 @@ edit(
     "zero probabilities are drawn",
     "outside the support",
     DRAWN,
-    "return torch.where(keep, score, math.log(1e-3) - _exponential(p, seed, offset).log()).argmax(dim=-1).to(torch.int32)",
+    "return torch.where(keep, score, math.log(1e-3) - _exponential(p, seed, "
+    "offset).log()).argmax(dim=-1).to(torch.int32)",
     **STATISTICS,
 )
 edit(
     SAMPLE,
     "noise follows the place in the batch",
-    "placement: the place in the batch counts",
+    "placement: .*the place in the batch counts",
     SCORE,
     SCORE.replace("seed,", "torch.arange(p.shape[0]) + 2**33,"),
     **STATISTICS,
@@ -227,15 +238,17 @@ edit(
 edit(
     SAMPLE,
     "noise moves with the ranks",
-    "losers: noise moves among tokens",
+    "losers: .*noise moves among tokens",
     SCORE,
-    f"{SCORE}\n    ordered, token = p.sort(dim=-1, descending=True, stable=True)\n    score = p.log() - torch.empty_like(p).scatter(-1, token, _exponential(p, seed, offset)).log()",
+    f"{SCORE}\n    ordered, token = p.sort(dim=-1, descending=True, stable=True)\n"
+    f"    score = p.log() - torch.empty_like(p).scatter(-1, token, _exponential(p, seed, "
+    f"offset)).log()",
     **STATISTICS,
 )
 edit(
     SAMPLE,
     "the next draw is the last again",
-    "offsets|pairs: draws depend on each other",
+    "offsets|pairs: .*draws depend on each other",
     SCORE,
     SCORE.replace("offset", "0 * offset"),
     **STATISTICS,
@@ -243,17 +256,17 @@ edit(
 edit(
     SAMPLE,
     "the first limits are one short",
-    "seeds: never drawn",
+    "seeds: .*never drawn",
     KEEP,
     KEEP.replace("rank < limit", "rank < limit - 1"),
     **STATISTICS,
 )
 edit(
     SAMPLE,
-    "uniform of 16 bits",
-    "tail|too often",
+    "uniform of 6 bits",
+    "drawn too often or too seldom",
     "(word.to(p.dtype) + 0.5) * 2.0**-32",
-    "((word >> 24).to(p.dtype) + 0.5) * 2.0**-8",
+    "((word >> 26).to(p.dtype) + 0.5) * 2.0**-6",
     **STATISTICS,
 )
 

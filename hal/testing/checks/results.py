@@ -72,6 +72,8 @@ def _pure(subject: Subject, sample: Sample) -> None:
             assert torch.equal(_bytes(tensor), before[name]), f"wrote into {name}"
     if not targets:
         _check_own(found, tensors)
+        for result, other in zip(found, results(subject.run(subject.flat(sample))), strict=True):
+            assert not _shared(result, other), "the next call returns the same memory"
 
 
 def _shared(one: Tensor, other: Tensor) -> bool:
