@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from faults.record import NANS, OFF, edit, kernel
 
@@ -32,7 +33,12 @@ def silu_in_the_dtype_of_x(x: Tensor) -> Tensor:
     return (gate * gate.sigmoid() * up).contiguous()
 
 
-edit("gelu_and_mul", "tanh form", OFF, "(gelu(gate) * up)", "(gelu(gate, approximate='tanh') * up)")
+@kernel("gelu_and_mul", "numerics", OFF)
+def tanh_form(x: Tensor) -> Tensor:
+    gate, up = x.double().chunk(2, dim=-1)
+    return (gelu(gate, approximate="tanh") * up).to(x.dtype).contiguous()
+
+
 edit("gelu_tanh_and_mul", "erf form", OFF, 'gelu(gate, approximate="tanh") * up', "gelu(gate) * up")
 
 GATE, UP = "gate = wide(x[..., 0::2])", "up = wide(x[..., 1::2])"

@@ -213,7 +213,10 @@ edit(
     "wide(x).dtype)",
 )
 LAST = "if activation is not None:\n        result = silu_and_mul(result)\n"
-ROUTED = "    if topk_weights is not None:\n        result = result * topk_weights.to(result.dtype).unsqueeze(-1)\n"
+ROUTED = (
+    "    if topk_weights is not None:\n"
+    "        result = result * topk_weights.to(result.dtype).unsqueeze(-1)\n"
+)
 edit(
     MOE_GEMV,
     "routed weight before the activation",

@@ -100,19 +100,20 @@ edit(
     "ids = choice.argsort(dim=-1, descending=True, stable=True)[",
     "ids = score.argsort(dim=-1, descending=True, stable=True)[",
 )
+CHOSEN = "ids = choice.argsort(dim=-1, descending=True, stable=True)["
 edit(
     SIGMOID,
     "softmax for sigmoid",
     ANY,
-    "_choice(wide(gating).sigmoid()",
-    "_choice(_softmax(wide(gating))",
+    CHOSEN,
+    f"score, choice = _choice(_softmax(wide(gating)), correction_bias)\n    {CHOSEN}",
 )
 edit(
     SIGMOID,
     "bias before the sigmoid",
     ANY,
-    "_choice(wide(gating).sigmoid(), correction_bias)",
-    "_choice(_biased(wide(gating), correction_bias).sigmoid(), None)",
+    CHOSEN,
+    f"score = _biased(wide(gating), correction_bias).sigmoid()\n    choice = score\n    {CHOSEN}",
 )
 
 edit(
