@@ -20,7 +20,7 @@ def _samples(op: str, check: str) -> str:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_refuted(fault: Fault, record_property: Callable[[str, object], None]) -> None:
-    cell = ask(fault.op, fault.check, fault.kernel, fault.only)
+    cell = ask(fault.op, fault.check, fault.kernel(), fault.only)
     caught = cell.status is Status.REFUTED and re.search(fault.complaint, cell.reason)
     record_property("fault", [fault.name, fault.op, fault.check, bool(caught), cell.reason])
     assert cell.status is Status.REFUTED, f"{cell.status.value}: {cell.reason}"

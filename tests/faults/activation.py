@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from faults.record import NANS, OFF, edit, kernel
+from faults.record import INFS, NANS, OFF, edit, kernel, reference
 
 SILU = "(silu(gate) * up).to(x.dtype)"
 edit("silu_and_mul", "rounds the gate", OFF, SILU, "(silu(gate).to(x.dtype) * up).to(x.dtype)")
@@ -100,14 +100,16 @@ edit(
 )
 edit("quick_gelu", "1.7 for 1.702", OFF, "(1.702 * w)", "(1.7 * w)")
 
-edit(
-    "mul_add",
-    "scale in the dtype of x",
-    OFF,
-    "wide(x) * scale",
-    "wide(x) * wide(x.new_tensor(scale))",
-)
-edit("mul_add", "product rounded", OFF, "wide(x) * scale", "wide((wide(x) * scale).to(x.dtype))")
+
+@kernel("mul_add", "numerics", f"lacks.*({OFF})")
+def scale_in_the_dtype_of_x(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return reference("mul_add")(x, y, x.new_tensor(scale).item())
+
+
+@kernel("mul_add", "numerics", f"{OFF}|{INFS}")
+def product_rounded(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    product = reference("mul_add")(x, torch.zeros_like(y), scale)
+    return reference("mul_add")(product, y, 1.0)
 
 
 @kernel("mul_add", "purity", "wrote into y")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from faults.record import CODES, INFS, NANS, OFF, edit
+from typing import Any
+
+from torch import Tensor
+
+from faults.record import CODES, INFS, NANS, OFF, edit, kernel, reference
 
 STORE = "store_kv_cache_"
 ANY = f"{CODES}|{OFF}|{NANS}|{INFS}"
@@ -40,27 +44,6 @@ edit(
 )
 edit(STORE, "scale ignored", OFF, "wide(x) / per_head(scale, wide(x))", "wide(x)")
 edit(
-    STORE,
-    "values with the keys' scale",
-    OFF,
-    "encode(v, v_cache.dtype, v_scale)",
-    "encode(v, v_cache.dtype, k_scale)",
-)
-edit(
-    STORE,
-    "keys for values",
-    ANY,
-    "bits(encode(v, v_cache.dtype, v_scale))",
-    "bits(encode(k if k.shape == v.shape else v, v_cache.dtype, v_scale))",
-)
-edit(
-    STORE,
-    "infinity beyond the range",
-    f"{INFS}|{CODES}|{NANS}",
-    "scaled.clamp(-limit, limit)",
-    "scaled",
-)
-edit(
     STORE, "blocks of 16 always", ANY, "slots % cache.shape[1])", "slots % min(cache.shape[1], 16))"
 )
 edit(
@@ -85,3 +68,42 @@ edit(
     "scale.to(x.dtype).reshape(-1, 1)",
     "scale.half().to(x.dtype).reshape(-1, 1)",
 )
+edit(
+    STORE,
+    "NaN beyond the range",
+    NANS,
+    "wide(x) / per_head(scale, wide(x))",
+    "(s := wide(x) / per_head(scale, wide(x))).masked_fill(\n"
+    "        s.abs() > torch.finfo(dtype).max, torch.nan\n    )",
+)
+
+
+@kernel(STORE, "numerics", ANY)
+def values_with_the_scale_of_the_keys(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: Any = None,
+    v_scale: Any = None,
+) -> Any:
+    scales = {"k_scale": k_scale, "v_scale": k_scale}
+    return reference(STORE)(k, v, k_cache, v_cache, slot_mapping, **scales)
+
+
+@kernel(STORE, "numerics", ANY)
+def keys_for_values(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: Any = None,
+    v_scale: Any = None,
+) -> Any:
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    values = k if k.shape == v.shape else v
+    return reference(STORE)(k, values, k_cache, v_cache, slot_mapping, **scales)

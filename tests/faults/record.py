@@ -60,7 +60,7 @@ class Fault:
         name: What is wrong with it.
         check: The check that has to refute it.
         complaint: A pattern of what that check says, which no other fault of it would bring.
-        kernel: The kernel.
+        kernel: Makes the kernel.
         only: A pattern of the names of the samples that are tried, where all take too long.
     """
 
@@ -68,7 +68,7 @@ class Fault:
     name: str
     check: str
     complaint: str
-    kernel: hal.Kernel
+    kernel: Callable[[], hal.Kernel]
     only: str = ""
 
     def __str__(self) -> str:
@@ -85,7 +85,8 @@ def reference(op: str) -> Callable[..., Any]:
 
 
 def _offered(op: str, fn: Callable[..., Any], **traits: Any) -> hal.Kernel:
-    fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
+    for function in filter(None, (fn, traits.get("inplace"))):
+        function.__signature__ = OPS[op].signature
     return hal.Kernel(fn=fn, name="k", **{"deterministic": True} | traits)
 
 
@@ -95,7 +96,7 @@ def kernel(
     """Plant the decorated function, whose name says what is wrong with it."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        offered = _offered(op, fn, **traits)
+        offered = functools.partial(_offered, op, fn, **traits)
         FAULTS.append(Fault(op, fn.__name__.replace("_", " "), check, complaint, offered, only))
         return fn
 
@@ -108,7 +109,7 @@ def condition(
     """Plant the decorated condition beside a correct kernel."""
 
     def plant(supports: Callable[..., Any]) -> Callable[..., Any]:
-        offered = hal.Kernel(fn=reference(op), name="k", supports=supports)
+        offered = functools.partial(_offered, op, reference(op), supports=supports)
         name = supports.__name__.replace("_", " ")
         FAULTS.append(Fault(op, name, check, complaint, offered))
         return supports
@@ -120,8 +121,7 @@ def inplace(op: str, complaint: str) -> Callable[[Callable[..., Any]], Callable[
     """Plant the decorated in-place form beside a correct kernel."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
-        offered = hal.Kernel(fn=reference(op), name="k", inplace=fn)
+        offered = functools.partial(_offered, op, reference(op), inplace=fn)
         name = fn.__name__.replace("_", " ")
         FAULTS.append(Fault(op, name, "in-place", complaint, offered))
         return fn
@@ -141,14 +141,18 @@ def edit(
     **traits: Any,
 ) -> None:
     """Plant the reference with ``old``, which is once in the source of its family, as ``new``."""
+    made = functools.partial(_edited, op, old, new, **traits)
+    FAULTS.append(Fault(op, name, check, complaint, made, only))
+
+
+def _edited(op: str, old: str, new: str, **traits: Any) -> hal.Kernel:
     family = OPS[op].contract.__module__.rpartition(".")[2]
     module = ModuleType(f"hal_native.{family}")
     source = inspect.getsource(importlib.import_module(module.__name__))
     count = source.count(old)
-    assert count == 1, f"{op}: {name}: hal_native.{family} has {old!r} {count} times, not once"
+    assert count == 1, f"{module.__name__} has {old!r} {count} times, not once"
     exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
-    planted = _offered(op, getattr(module, op), **traits)
-    FAULTS.append(Fault(op, name, check, complaint, planted, only))
+    return _offered(op, getattr(module, op), **traits)
 
 
 def _narrow(*args: Any, **kwargs: Any) -> str | None:
@@ -170,18 +174,17 @@ def _copying(op: str) -> Callable[..., Any]:
                 target.copy_(result)
         return targets if OPS[op].results else targets[0]
 
-    fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
     return fn
 
 
 def sound(op: str, check: str) -> hal.Kernel:
     """The correct kernel, with what ``check`` looks at."""
-    traits: dict[str, Any] = {"deterministic": True, "batch_invariant": check == "invariance"}
+    traits: dict[str, Any] = {"batch_invariant": check == "invariance"}
     if check == "condition":
         traits["supports"] = _narrow
     if check == "in-place":
         traits["inplace"] = _copying(op)
-    return hal.Kernel(fn=reference(op), name="k", **traits)
+    return _offered(op, reference(op), **traits)
 
 
 def _some(record: Record, only: str) -> Iterator[Sample]:
