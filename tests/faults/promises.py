@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import itertools
 from typing import Any
 
@@ -49,17 +50,10 @@ def returns_one_buffer_for_all_calls(x: Tensor) -> Tensor:
     return _buffers.setdefault((x.shape, x.dtype), torch.empty_like(result)).copy_(result)
 
 
-@kernel(RMS, "invariance", "have other bits alone", batch_invariant=True)
-def sums_in_two_halves_for_many_rows(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
-    squares = wide.square()
-    if x.dim() > 1 and x.shape[0] > 2:
-        parts = squares.chunk(2, -1)
-        total = sum(part.sum(-1, keepdim=True) for part in parts)
-    else:
-        total = squares.sum(-1, keepdim=True)
-    normed = wide * torch.rsqrt(total / max(x.shape[-1], 1) + eps)
-    return (normed if weight is None else normed * weight.to(wide.dtype)).to(x.dtype).contiguous()
+@kernel("moe_sum", "invariance", "have other bits alone", batch_invariant=True)
+def sums_in_another_order_for_many_rows(x: Tensor, *, scale: float = 1.0) -> Tensor:
+    many = x.dim() > 2 and x.shape[0] > 2
+    return reference("moe_sum")(x.flip(-2) if many else x, scale=scale)
 
 
 @kernel("per_token_quant", "invariance", "have other bits alone", batch_invariant=True)
@@ -90,6 +84,7 @@ def byte_offsets_of_32_bits(logits: Tensor, *, temperature: Any = 1.0) -> Tensor
 @kernel("quick_gelu", "offsets", "the process died of SIGSEGV")
 def signed_offsets_of_32_bits(x: Tensor) -> Tensor:
     if x.dim() == 2 and x.is_cpu and x.stride(0) > 2**29:
+        faulthandler.disable()  # In the child, whose death is the kit's to report.
         for row in range(len(x)):
             at = ctypes.c_int32(row * x.stride(0)).value * x.itemsize
             ctypes.string_at(x.data_ptr() + at, x.shape[1] * x.itemsize)
