@@ -143,3 +143,26 @@ def takes_rows_for_contiguous(x: Tensor) -> Tensor:
     flat = x.as_strided((x.numel(),), (1,), x.storage_offset()) if all(x.stride()) else x
     w = flat.double().view(x.shape)
     return (w * (1.702 * w).sigmoid()).to(x.dtype).contiguous()
+
+
+@kernel("quick_gelu", "written", NANS)
+def no_tail_after_vectors_of_16(x: Tensor) -> Tensor:
+    result = reference("quick_gelu")(x)
+    return _first(result, result.numel() // 16 * 16)
+
+
+@kernel("silu_and_mul", "written", NANS)
+def columns_after_the_last_block_of_128_left(x: Tensor) -> Tensor:
+    result = reference("silu_and_mul")(x)
+    target = torch.empty_like(result)
+    columns = result.shape[-1] // 128 * 128
+    target[..., :columns] = result[..., :columns]
+    return target
+
+
+@kernel("silu_and_mul", "numerics", OFF)
+def last_row_is_the_one_before(x: Tensor) -> Tensor:
+    result = reference("silu_and_mul")(x)
+    if x.dim() > 1 and x.shape[0] > 1:
+        result[-1] = result[-2]
+    return result

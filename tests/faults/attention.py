@@ -142,6 +142,16 @@ edit(
     "seen = key < keys - keys % 2 * (keys > 1)",
 )
 
+edit(
+    VARLEN,
+    "without keys the result is not written",
+    f"{OFF}|{NANS}",
+    "return q.new_zeros((*q.shape[:2]",
+    "return q.new_empty((*q.shape[:2]",
+    check="written",
+    only="0 keys",
+)
+
 LENGTHS = "return _ragged(\n        q, k, v, seq_lens,"
 edit(
     PAGED,

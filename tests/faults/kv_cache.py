@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from faults.record import CODES, INFS, NANS, OFF, edit, kernel, reference
@@ -107,3 +108,20 @@ def keys_for_values(
     scales = {"k_scale": k_scale, "v_scale": v_scale}
     values = k if k.shape == v.shape else v
     return reference(STORE)(k, values, k_cache, v_cache, slot_mapping, **scales)
+
+
+@kernel(STORE, "numerics", "ties.*relative norm")
+def halves_rounded_away_from_zero(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: Any = None,
+    v_scale: Any = None,
+) -> Any:
+    narrow = k.dtype == torch.float32 and k_cache.itemsize == 1
+    larger = k * (1 + 2**-20) if narrow else k
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    return reference(STORE)(larger, v, k_cache, v_cache, slot_mapping, **scales)

@@ -306,3 +306,19 @@ edit(
     "_GATED[activation](weight * _linear(tokens, w13, w13_scale, expert)) / weight",
 )
 edit(EXPERTS, "first expert's scale for all", OFF, "x_scale, scale[expert])", "x_scale, scale[0])")
+edit(
+    MOE_GEMV,
+    "rows of ids out of range are not written",
+    f"{OFF}|{NANS}",
+    "result.where(inside.unsqueeze(-1), 0)",
+    "result.where(inside.unsqueeze(-1), torch.empty_like(result))",
+    check="written",
+)
+edit(
+    EXPERTS,
+    "sum starts from what is there",
+    f"{OFF}|{NANS}",
+    "total = torch.zeros(x",
+    "total = torch.empty(x",
+    check="written",
+)

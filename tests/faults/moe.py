@@ -256,6 +256,14 @@ edit(
     "owner.where(owner < num_experts, -1)",
     "owner.where(owner < num_experts, 0)",
 )
+edit(
+    ALIGN,
+    "padding is not written",
+    INTS,
+    ".where(filled, pairs).flatten()",
+    ".where(filled, torch.empty_like(place)).flatten()",
+    check="written",
+)
 edit(SUM, "mean for sum", OFF, "wide(x).sum(dim=-2) * scale", "wide(x).mean(dim=-2) * scale")
 edit(
     SUM,

@@ -127,6 +127,12 @@ def accepts_sizes_that_it_cannot_do(x: Tensor, weight: Tensor | None, eps: float
     return right if x.shape[-1] % 2 == 0 or x.shape[-1] < 5 else right.roll(1, -1)
 
 
+@kernel(SILU, "fake", "returned .* with strides .*; declared is")
+def returns_columns(x: Tensor) -> Tensor:
+    result = reference(SILU)(x)
+    return result if result.dim() < 2 else result.mT.contiguous().mT
+
+
 @inplace(MUL_ADD, "not what the functional form returns")
 def rounds_twice_in_place(x: Tensor, y: Tensor, scale: float) -> Tensor:
     return x.mul_(scale).add_(y)

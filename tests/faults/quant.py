@@ -119,6 +119,13 @@ edit(
     check="purity",
 )
 
+edit(
+    TENSOR,
+    "halves away from zero",
+    CODES,
+    STATIC,
+    STATIC.replace("wide(x)", "(wide(x) * (1 + 2**-20))"),
+)
 DEQUANT = "dequantize"
 EACH = "q.contiguous().to(exact) * each.to(exact)"
 edit(DEQUANT, "divides by the scale", OFF, EACH, EACH.replace("*", "/"))
