@@ -149,7 +149,7 @@ edit(
     "return q.new_zeros((*q.shape[:2]",
     "return q.new_empty((*q.shape[:2]",
     check="written",
-    only="0 keys",
+    only="padding alone",
 )
 
 LENGTHS = "return _ragged(\n        q, k, v, seq_lens,"
