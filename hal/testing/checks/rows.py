@@ -61,7 +61,10 @@ def _spread(value: Tensor) -> Tensor:
 
 
 def _fit(subject: Subject, name: str) -> Sample | None:
-    """The sample with three rows or more of ``name`` that needs the least memory."""
+    """Of the samples with three rows or more of ``name`` and little memory the one that shows most.
+
+    A row of one element may be 0 after all, as what lies elsewhere is.
+    """
     position = [parameter.name for parameter in subject.op.parameters].index(name)
 
     def value(sample: Sample) -> Any:
@@ -75,7 +78,12 @@ def _fit(subject: Subject, name: str) -> Sample | None:
         and 3 <= value(sample).shape[0] <= 8
         and value(sample)[0].numel()
     ]
-    return min(fit, key=lambda sample: _size(value(sample)), default=None)
+
+    def cost(sample: Sample) -> tuple[int, int]:
+        rows = value(sample)
+        return (len(rows) - 1) * rows.itemsize, -min(rows[0].numel(), 2**12)
+
+    return min(fit, key=cost, default=None)
 
 
 def _far_apart(subject: Subject, name: str) -> None:

@@ -157,6 +157,10 @@ def mul_add_samples() -> Iterator[Sample]:
     yield Sample("x is y", (x, x, 2.0))
     large = torch.full((2, 65), 6e4).half()
     yield Sample("a product beyond float16", (large, -large, 1.5))
+    for dtype in (torch.float16, torch.bfloat16):
+        # Half way from 1 to the next number of the dtype, in which it would round to 1.
+        scale = 1 + torch.finfo(dtype).eps / 2
+        yield Sample(f"a scale that {dtype} lacks", (x.to(dtype), torch.zeros_like(x), scale))
 
 
 def mul_add_refusals() -> Iterator[Refusal]:

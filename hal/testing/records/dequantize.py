@@ -53,6 +53,8 @@ def dequantize_shapes() -> Iterator[Sample]:
         yield Sample(f"packed, {k} columns", (make.ints(5, k), scale, 16))
     extreme = torch.tensor([[0x7F80FE7E], [-0x01010102], [0x01010101]]).int()
     yield Sample("packed, extreme", (make.ints(3, 60), extreme, 16), {"dtype": torch.float64})
+    broken = torch.tensor([[0x7FFF7F7F], [0x7F7F7FFF], [-0x00808081]]).int()
+    yield Sample("packed, an exponent of 255", (make.ints(3, 60), broken, 16))
     codes = torch.arange(256).to(torch.uint8).view(2, 128)
     for dtype in CODES:
         yield Sample(f"every {dtype}", (codes.view(dtype), torch.tensor([[0.3], [7.0]])))

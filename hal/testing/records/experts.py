@@ -69,6 +69,10 @@ def samples() -> Iterator[Sample]:
     for experts, topk in [(1, 1), (3, 1), (8, 8), (16, 4), (2, 0)]:
         args = make.mixture(6, experts=experts, topk=topk)
         yield Sample(f"{topk} of {experts} experts", tuple(args))
+    for dtype in (F16, BF16):
+        # A sum that is rounded at each expert shows with many of them.
+        args = make.mixture(6, experts=16, topk=16, dtype=dtype)
+        yield Sample(f"16 of 16 experts {dtype}", tuple(args))
     yield Sample("nothing inside", tuple(make.mixture(3, inter=0)))
     yield Sample("nothing hidden", tuple(make.mixture(3, hidden=0)))
     yield from routings(make)

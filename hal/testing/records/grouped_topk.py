@@ -75,6 +75,10 @@ def grouped_views(draw: Draws) -> Iterator[Sample]:
         for name, gating in extremes(draw, 12):
             bias = None if name.startswith("all") else torch.arange(12) % 3 / 4
             yield Sample(f"{name}, {scoring}", (gating, 6), kwargs | {"correction_bias": bias})
+        # The two largest of the first group are equal, and both count.
+        twice = torch.tensor([[1.0, 1, -3, -3, 1.2, -3, -3, -3], [1.2, -3, -3, -3, 1, 1, -3, -3]])
+        two = {"num_groups": 2, "topk_groups": 1, "correction_bias": torch.zeros(8)}
+        yield Sample(f"equal maxima, {scoring}", (twice, 2), two | {"scoring": scoring})
         for value in (-3.0, -1e4, -2e4, -INF, NAN):
             one = bias_for(24)
             one[7] = value

@@ -44,7 +44,7 @@ def limit_samples(name: str, numbers: list[Any], tensors: list[Tensor]) -> Itera
     yield Sample("one row of zeros", (zeros, numbers[0]))
 
 
-TOP_K = [3, 1, 2, 0, -1, 66, 67, 2**31, 2**40, -(2**63)]
+TOP_K = [3, 1, 2, 0, -1, 66, 67, 2**31, 2**32 + 1, 2**40, -(2**63)]
 TOP_K_ROWS = torch.tensor([3, 0, 40, 1, -5])
 TOP_P = [0.75, 0.5, 0.9, 0.25, 0.125, 0.0, -1.0, 1.0, 1, 1.5, math.inf, 1e-30]
 TOP_P_ROWS = torch.tensor([0.75, 0.0, 1.0, 0.3, 0.9])
@@ -62,7 +62,9 @@ def top_k_samples() -> Iterator[Sample]:
 
 def top_p_samples() -> Iterator[Sample]:
     dtypes = torch.float32, torch.float64, *HALF
-    return limit_samples("top_p", TOP_P, forms(TOP_P_ROWS, *dtypes))
+    yield from limit_samples("top_p", TOP_P, forms(TOP_P_ROWS, *dtypes))
+    # All sums are exact: 717 are kept, of a limit in bfloat16 716.
+    yield Sample("top_p 0.7 of 1024 equal ones", (torch.full((2, 1024), 2.0**-10), 0.7))
 
 
 def min_p_samples() -> Iterator[Sample]:

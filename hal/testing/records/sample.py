@@ -75,9 +75,11 @@ def sample_limits() -> Iterator[Sample]:
             yield Sample(described, (make.probs(5, 66),), {name: value} | noise)
             yield Sample(f"{described}, ties", (torch.full((5, 8), 0.125),), {name: value} | noise)
     rows = {"top_k": TOP_K_ROWS, "top_p": TOP_P_ROWS, "min_p": MIN_P_ROWS}
-    indices = torch.tensor([2, 0, 2, 1, 2])
+    # Enough rows that a limit of another row shows in some.
+    indices = torch.tensor([2, 0, 2, 1, 2]).repeat(12)
+    many = {name: limits.repeat(12) for name, limits in rows.items()}
     yield Sample("limits of each row", (make.probs(5, 40),), rows | noise)
-    yield Sample("limits by output row", (make.probs(3, 40),), rows | noise | {"indices": indices})
+    yield Sample("limits by output row", (make.probs(3, 40),), many | noise | {"indices": indices})
 
 
 def sample_noise() -> Iterator[Sample]:

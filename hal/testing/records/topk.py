@@ -67,6 +67,9 @@ def routed_samples(seed: int) -> Iterator[Sample]:
         yield Sample(f"{name}, biased", (gating, 5), {"correction_bias": bias_for(24)})
     for i, (name, gating) in enumerate(extremes(draw, 12)):
         yield Sample(name, (gating, 5), {"renormalize": i % 3 > 0})
+    for value in (-1e4, -INF, NAN):  # Sums of 0 among them.
+        same = torch.full((2, 12), value), 5
+        yield Sample(f"all {value} renormalized", same, {"renormalize": True})
     yield from biases(draw)
 
 

@@ -59,6 +59,8 @@ def varlen_samples() -> Iterator[Sample]:
     packed = torch.cat((k, v), dim=-1)
     yield Sample("k and v of one tensor", (q, packed[..., :16], packed[..., 16:], *rest))
     yield Sample("one head for all", (q, k[:, :1].expand(k.shape), v[:, :1].expand(v.shape), *rest))
+    # No sequence at all, so that every token is padding.
+    yield Sample("padding alone", (q[:3], *maker.varlen(([], []))[1:]))
 
 
 def varlen_refusals() -> Iterator[Refusal]:

@@ -1,0 +1,24 @@
+"""The table of the planted faults, at the end of a run that planted some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def _rows(reporter: pytest.TerminalReporter) -> list[Any]:
+    reports = [r for name in ("passed", "failed") for r in reporter.stats.get(name, [])]
+    properties = [item for r in reports for item in getattr(r, "user_properties", ())]
+    return [row for key, row in properties if key == "fault"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write a line for each fault: what it is, who has to see it, whether it did, what it said."""
+    rows = _rows(terminalreporter)
+    if not rows:
+        return
+    terminalreporter.section(f"planted faults: {sum(row[3] for row in rows)} of {len(rows)} caught")
+    for name, op, check, caught, said in sorted(rows, key=lambda row: row[1:3]):
+        found = "caught" if caught else "MISSED"
+        terminalreporter.write_line(f"{found} {op:24.24} {check:13} {name:46.46} {said:.90}")
