@@ -28,10 +28,11 @@ def mixture(draw: Draw) -> Sample:
     dtype, lead = draw.floating(), leads(draw)
     experts, topk = draw.below(5, 1), draw.among(1, 2, 2, 3, 0)
     hidden, inter = draw.size(33, least=0), draw.size(33, least=0)
-    few = math.prod(lead) * hidden < NORMED
-    if dtype in HALVES and not few:
-        hidden, few = 15, True
-    # Few results are sums of positive terms, which cannot cancel.
+    if dtype in HALVES and math.prod(lead) * hidden >= NORMED:
+        hidden = 15
+    # Few results, and those that share few inner values, are sums of positive terms, which cannot
+    # cancel.
+    few = math.prod(lead) * hidden < NORMED or inter < 17
     tensors = [
         draw.values(*shape, positive=few) * draw.power(-2, 0)
         for shape in ((*lead, hidden), (experts, 2 * inter, hidden), (experts, hidden, inter))

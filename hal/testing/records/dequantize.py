@@ -90,7 +90,7 @@ def dequantize_oracle(
     q: Tensor, scale: Tensor, group_size: int | None = None, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     del dtype
-    if scale.dim() < 2 and scale.numel() == 1:
+    if scale.dim() < 2 and scale.numel() == 1 and scale.dtype != torch.int32:
         return q.double() * scale.double().reshape(())
     codes = q.double()
     result = codes.clone()

@@ -165,10 +165,11 @@ def either(
     """Quantise float64 ``x``."""
     if scale is not None:
         return quant.tensor_oracle(x, scale, dtype=dtype)
-    if group_size is None and x.shape[-1] == 0:
-        return quant.token_oracle(x, dtype=dtype)
-    size = x.shape[-1] if group_size is None else group_size
-    return quant.group_oracle(x, size, dtype=dtype, scale_layout=scale_layout, ue8m0=ue8m0)
+    kwargs: dict[str, Any] = {"dtype": dtype, "scale_layout": scale_layout, "ue8m0": ue8m0}
+    if group_size is None and x.shape[-1] == 0:  # A row without elements has the scale of zeros.
+        _, scale = quant.group_oracle(x.new_zeros(*x.shape[:-1], 1), 1, **kwargs)
+        return Codes(x.double()), scale
+    return quant.group_oracle(x, x.shape[-1] if group_size is None else group_size, **kwargs)
 
 
 def normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
