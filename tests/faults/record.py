@@ -84,9 +84,7 @@ def reference(op: str) -> Callable[..., Any]:
     return NATIVE.hooks[op](CPU).fn
 
 
-def _offered(op: str, fn: Callable[..., Any], **traits: Any) -> hal.Kernel:
-    for function in filter(None, (fn, traits.get("inplace"))):
-        function.__signature__ = OPS[op].signature
+def _offered(fn: Callable[..., Any], **traits: Any) -> hal.Kernel:
     return hal.Kernel(fn=fn, name="k", **{"deterministic": True} | traits)
 
 
@@ -96,7 +94,7 @@ def kernel(
     """Plant the decorated function, whose name says what is wrong with it."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        offered = functools.partial(_offered, op, fn, **traits)
+        offered = functools.partial(_offered, fn, **traits)
         FAULTS.append(Fault(op, fn.__name__.replace("_", " "), check, complaint, offered, only))
         return fn
 
@@ -109,7 +107,7 @@ def condition(
     """Plant the decorated condition beside a correct kernel."""
 
     def plant(supports: Callable[..., Any]) -> Callable[..., Any]:
-        offered = functools.partial(_offered, op, reference(op), supports=supports)
+        offered = functools.partial(_offered, reference(op), supports=supports)
         name = supports.__name__.replace("_", " ")
         FAULTS.append(Fault(op, name, check, complaint, offered))
         return supports
@@ -121,7 +119,7 @@ def inplace(op: str, complaint: str) -> Callable[[Callable[..., Any]], Callable[
     """Plant the decorated in-place form beside a correct kernel."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        offered = functools.partial(_offered, op, reference(op), inplace=fn)
+        offered = functools.partial(_offered, reference(op), inplace=fn)
         name = fn.__name__.replace("_", " ")
         FAULTS.append(Fault(op, name, "in-place", complaint, offered))
         return fn
@@ -152,7 +150,7 @@ def _edited(op: str, old: str, new: str, **traits: Any) -> hal.Kernel:
     count = source.count(old)
     assert count == 1, f"{module.__name__} has {old!r} {count} times, not once"
     exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
-    return _offered(op, getattr(module, op), **traits)
+    return _offered(getattr(module, op), **traits)
 
 
 def _narrow(*args: Any, **kwargs: Any) -> str | None:
@@ -174,6 +172,7 @@ def _copying(op: str) -> Callable[..., Any]:
                 target.copy_(result)
         return targets if OPS[op].results else targets[0]
 
+    fn.__signature__ = OPS[op].signature  # type: ignore[attr-defined]
     return fn
 
 
@@ -184,7 +183,7 @@ def sound(op: str, check: str) -> hal.Kernel:
         traits["supports"] = _narrow
     if check == "in-place":
         traits["inplace"] = _copying(op)
-    return _offered(op, reference(op), **traits)
+    return _offered(reference(op), **traits)
 
 
 def _some(record: Record, only: str) -> Iterator[Sample]:

@@ -114,6 +114,11 @@ def gemv_values(make: Factors) -> Iterator[Sample]:
     big = (x.to(F16) * 1000, weight.to(F16) * 100)
     yield Sample("overflow", big)
     yield Sample("a product beyond float16, normed", big, {"norm_weight": torch.ones(8)})
+    for dtype in (F16, BF16):
+        # Half way from 1 to the next number of the dtype: rounded, each would be 1.
+        between = torch.tensor([[1, torch.finfo(dtype).eps / 2]]).expand(3, 2)
+        args = between.to(dtype), torch.ones(64, 2, dtype=dtype)
+        yield Sample(f"products that {dtype} lacks", args, {"activation": "swiglu"})
 
 
 def gemv_refusals() -> Iterator[Refusal]:

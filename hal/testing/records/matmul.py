@@ -90,6 +90,11 @@ def scaled_values(make: Maker) -> Iterator[Sample]:
         yield Sample(f"one {value} in b {dtype}", args, {"out_dtype": F32})
     bias = torch.where(torch.arange(13) == 4, math.nan, 1.0)
     yield Sample("NaN bias", (a, b, a_scale, b_scale), {"out_dtype": F32, "bias": bias})
+    for out in (F16, BF16):
+        # Rounded before the bias is added, nothing would be left.
+        codes, scale = torch.ones(8, 1).to(E4M3), torch.full((1,), 1 + torch.finfo(out).eps / 2)
+        kwargs = {"out_dtype": out, "bias": -torch.ones(8)}
+        yield Sample(f"a bias of the opposite {out}", (codes, codes, scale, torch.ones(8)), kwargs)
 
 
 def scaled_refusals() -> Iterator[Refusal]:

@@ -66,6 +66,10 @@ def moe_values(make: Factors) -> Iterator[Sample]:
     x, weight = make.plain((4,), 3, 8, 16)[0]
     some = torch.where(torch.arange(3)[:, None, None] == 2, math.nan, weight)
     yield Sample("a broken expert", (x, some, None, ids))
+    ones, halves = torch.ones(4, 1).to(BF16), torch.full((3, 32, 1), 1.5).to(BF16)
+    # Half way from 1 to the next number of bfloat16, in which it would round to 1.
+    between = torch.full((4, 2), 1 + 2.0**-8)
+    yield Sample("weights that bfloat16 lacks", (ones, halves, between, ids.clamp(0, 2)))
     yield Sample("column by column", (turned(x), turned(weight), turned(weights), turned(ids)))
     yield Sample("expanded", (x[:1].expand(4, 16), weight[:1].expand(3, 8, 16), None, ids))
 

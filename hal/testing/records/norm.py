@@ -92,6 +92,11 @@ def weighted() -> Iterator[Sample]:
 
 def rms_samples() -> Iterator[Sample]:
     yield from weighted()
+    # Between 1 and the next number of bfloat16; with it normed values lie near one, but not if
+    # it is rounded to 1.
+    between = torch.full((64,), 1 + 2.0**-8)
+    x = torch.tensor([1.0, 7.0]).repeat(3, 32).to(BF16)
+    yield Sample("a weight that bfloat16 lacks", (x, between))
     for name, x in list(inputs())[-40:]:
         yield Sample(f"no weight, {name}", (x, None))
 
@@ -118,6 +123,10 @@ def fused_samples() -> Iterator[Sample]:
     large = torch.full((2, 32), 6e4, dtype=HALF)
     yield Sample("sum beyond float16", (large, large.clone(), weight.half()))
     yield Sample("sum of zero", (large, -large, weight.half()))
+    # Half way from 1 to the next number of bfloat16, beside large sums that make up the norm.
+    x, residual = (torch.tensor(p).repeat(3, 32).to(BF16) for p in ([2.0**-8, 0.0], [1.0, 8.0]))
+    weight = torch.tensor([5.6875, 0.0]).repeat(32).to(BF16)
+    yield Sample("sums that bfloat16 lacks", (x, residual, weight))
 
 
 def layer_samples() -> Iterator[Sample]:
