@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
+from torch._C._dynamo.eval_frame import (  # pyright: ignore
+    _FrameAction,  # pyright: ignore[reportPrivateUsage]
+    _FrameExecStrategy,  # pyright: ignore[reportPrivateUsage]
+    set_code_exec_strategy,
+)
 from torch.overrides import (
     _get_current_function_mode_stack,  # pyright: ignore[reportPrivateUsage]
 )
@@ -26,6 +31,7 @@ __all__ = [
     "repair",
     "torch_range",
     "unchanged",
+    "untraced",
 ]
 
 
@@ -92,6 +98,21 @@ def default_device() -> torch.device:
     chosen = next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
     # A type without an index stands for its current device.
     return chosen if chosen and chosen.index is not None else torch.empty(0).device
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_SKIP = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+
+
+def untraced(function: _Function) -> _Function:
+    """Keep Dynamo out of a function and of what that calls; nothing in there is for it.
+
+    ``torch.compiler.disable`` does this with a wrapper, and imports Dynamo, which takes long.
+    """
+    # The one where it would trace a call; the other where it could not, and tries what is called.
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    set_code_exec_strategy(function.__code__, _SKIP)
+    return function
 
 
 def _set_seed(seed: int) -> None:

@@ -9,14 +9,10 @@ import attrs
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
-from torch._C._dynamo.eval_frame import (  # pyright: ignore
-    _FrameAction,  # pyright: ignore[reportPrivateUsage]
-    _FrameExecStrategy,  # pyright: ignore[reportPrivateUsage]
-    set_code_exec_strategy,
-)
 from torch._C._dynamo.guards import TensorGuards  # pyright: ignore
 from torch._C._functorch import peek_interpreter_stack
 
+from hal.compat import untraced
 from hal.form import Form, Plan
 from hal.policy import Policy, active, current
 from hal.probe import device
@@ -221,6 +217,7 @@ def _needs_torch(given: Sequence[Tensor]) -> bool:
     )
 
 
+@untraced
 def call(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
     """What a function of ``hal.ops`` does when none of its recent plans fits."""
     given = [value for value in flat if isinstance(value, Tensor)]
@@ -236,12 +233,6 @@ def call(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
     results = execute(form, flat)
     _promote(form, flat, "recent")
     return results
-
-
-# Where Dynamo cannot compile a function in whole, it goes on to try what that calls. There is
-# nothing for it in here.
-_SKIP = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
-set_code_exec_strategy(call.__code__, _SKIP)
 
 
 def call_below(form: Form, flat: Sequence[Any], out: Any = None) -> Any:

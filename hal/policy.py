@@ -15,6 +15,7 @@ from torch.utils._contextlib import (
 )
 
 from hal import ops
+from hal.compat import untraced
 from hal.errors import InvalidInput, InvalidType
 from hal.op import OPS
 from hal.plugins import REFERENCE, registry
@@ -202,6 +203,8 @@ def _interned(entries: tuple[Entry, ...]) -> Policy:
     return Policy(entries) if any(e.kind == "trace" for e in entries) else _policy(entries)
 
 
+# Compiled code ends here in any case; Dynamo of torch 2.14 fails on the attrs classes inside.
+@untraced
 def _statement(kind: str, specs: tuple[str, ...], by_op: dict[str, str]) -> entered:
     for given in (*specs, *by_op.values()):
         if not isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]

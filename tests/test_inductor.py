@@ -32,10 +32,9 @@ def _fresh() -> Iterator[None]:
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
-def code_of(function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+def code_of(compiled: Callable[..., Any], *args: Any) -> tuple[Any, str]:
     from torch._inductor.utils import run_and_get_code
 
-    compiled = torch.compile(function, fullgraph=True)
     result, codes = run_and_get_code(compiled, *args)
     assert len(codes) == 1
     return result, codes[0]
@@ -57,7 +56,7 @@ def scaled(x: Tensor) -> Tensor:
 
 def test_the_reference_is_fused_with_what_is_around_it_into_one_kernel() -> None:
     x = torch.randn(4, 32)
-    found, code = code_of(scaled, x)
+    found, code = code_of(torch.compile(scaled, fullgraph=True), x)
     torch.testing.assert_close(found, scaled(x))
     assert len(kernels(code)) == 1
     assert "torch.ops.hal" not in code
@@ -69,15 +68,16 @@ def test_another_kernel_is_called_and_no_code_of_the_reference_is_used_again() -
         return x.new_full((x.shape[0], x.shape[1] // 2), 7)
 
     x = torch.randn(4, 32)
-    reference, _ = code_of(scaled, x)
+    reference, _ = code_of(torch.compile(scaled, fullgraph=True), x)
     torch._dynamo.reset()
+    # Kept, since torch 2.7 may crash where a function was compiled by a compiler that is gone.
+    compiled = torch.compile(scaled, fullgraph=True)
     made = hal.Kernel(fn=seven, name="seven")
     with installed(backend("acme", devices=("cpu",), silu_and_mul=made), NATIVE):
-        found, code = code_of(scaled, x)
+        found, code = code_of(compiled, x)
         torch.testing.assert_close(found, torch.full((4, 16), 15.0))
         assert "torch.ops.hal.silu_and_mul.default" in code
         with hal.use("native"):
-            compiled = torch.compile(scaled, fullgraph=True)
             torch.testing.assert_close(compiled(x), reference)
         torch.testing.assert_close(compiled(x), found)
 
