@@ -180,6 +180,8 @@ def print_report(as_json: Json = False, device: OnDevice = None) -> None:
         say()
         say(", ".join(names))
         show(("op", "kernel", "why", "claims"), rows)
+        for told in dict.fromkeys(_told(found, name) for name in names):
+            say(f"device: {told}")
     say()
     for backend in found.backends:
         origin = f"{backend.distribution} {backend.version}"
@@ -190,6 +192,12 @@ def print_report(as_json: Json = False, device: OnDevice = None) -> None:
     for problem in found.problems:
         say(f"problem: {problem}")
     return None
+
+
+def _told(report: Report, name: str) -> str:
+    """How the capabilities of a device stand."""
+    stand = report.to_dict()["capabilities"][name]
+    return ", ".join(f"{each} {word}" for each, word in stand.items()) or "nothing is claimed of it"
 
 
 def _alike(report: Report) -> list[tuple[list[str], tuple[tuple[str, ...], ...]]]:

@@ -96,10 +96,10 @@ def default_device() -> torch.device:
     """
     modes = reversed(_get_current_function_mode_stack())
     chosen = next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
-    # A type without an index, of which torch's types know nothing, stands for its current device.
-    if chosen is not None and chosen.index is not None:  # pyright: ignore[reportUnnecessaryComparison]
-        return chosen
-    return torch.empty(0).device
+    if chosen is None or chosen.index is None:  # pyright: ignore[reportUnnecessaryComparison]
+        # A type without an index stands for its current device.
+        return torch.empty(0).device
+    return chosen
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
