@@ -20,7 +20,7 @@ from hal.op import OPS, Op
 from hal.policy import op_name
 from hal.report import Report
 from hal.select import Choice
-from hal.terminal import asked, emit, say, show
+from hal.terminal import asked, emit, fail, say, show
 
 __all__ = ["app", "main"]
 
@@ -249,8 +249,10 @@ def check(
 
     The exit status is 1 if something is refuted.
     """
-    from hal.testing.command import conformance  # With samples and oracles, which take a while.
-
+    try:
+        from hal.testing.command import conformance  # With samples and oracles: it takes a while.
+    except ModuleNotFoundError as error:
+        fail(f"the conformance kit needs {error.name}: pip install 'torch-hal[testing]'")
     verdict = asked(conformance, backend, device, _words(ops), _words(checks), thorough)
     for path in filter(None, (output, verdict.recorded if record else None)):
         verdict.write(path)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,11 @@ def test_thorough_is_more_of_everything() -> None:
             for each in (False, True)
         ]
     assert counts == [math.ceil(COUNT / usual.every), COUNT]
+
+
+def test_what_the_kit_is_made_with_may_be_missing() -> None:
+    code = "import sys; sys.modules['numpy'] = None; from hal.cli import main; main()"
+    command = [sys.executable, "-c", code, "check", "native"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "hal: the conformance kit needs numpy: pip install 'torch-hal[testing]'" in done.stderr
