@@ -178,9 +178,10 @@ def _named(contract: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return contract(*args, **kwargs)
         except InvalidInput as error:
-            refusal = type(error)(f"{contract.__name__}: {error}")
-        # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same.
-        raise refusal
+            kind, text = type(error), f"{contract.__name__}: {error}"
+        # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same. An exception in
+        # a variable of its own frame would keep the arguments.
+        raise kind(text)
 
     return named
 
