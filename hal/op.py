@@ -178,12 +178,10 @@ def _named(contract: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return contract(*args, **kwargs)
         except InvalidInput as error:
-            refusal = type(error)(f"{contract.__name__}: {error}")
-        # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same.
-        try:
-            raise refusal
-        finally:
-            del refusal  # It holds this frame, which would hold it and every argument.
+            kind, text = type(error), f"{contract.__name__}: {error}"
+        # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same. An exception in
+        # a variable of its own frame would keep the arguments.
+        raise kind(text)
 
     return named
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hal.ops.quant import ceil_div, new_scale
-from hal_native.arithmetic import wide
+from hal_native.arithmetic import padded, wide
 
 FLOOR = 1e-10
 """The least maximum that a scale is made from, so that zeros have a scale to divide by."""
@@ -78,7 +78,7 @@ def peaks(x: Tensor, group_size: int | None) -> Tensor:
         # A zero beside, since an empty row has no maximum.
         return pad(x.abs(), (0, 1)).amax(-1, keepdim=True)
     groups = ceil_div(x.shape[-1], group_size)
-    filled = pad(x.abs(), (0, groups * group_size - x.shape[-1]))
+    filled = padded(x.abs(), groups * group_size)
     return filled.unflatten(-1, (groups, group_size)).amax(-1)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hal_native.arithmetic import wide
+from hal_native.arithmetic import padded, wide
 from hal_native.philox import halves, philox4x32
 
 
@@ -61,7 +61,7 @@ def apply_token_bitmask_(
     bits = bitmask.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=bitmask.device) & 1
     bits = bits.flatten(-2)
     # Pads with blocked columns, or drops the bits past the vocabulary.
-    blocked = pad(bits, (0, logits.shape[-1] - bits.shape[-1])) == 0
+    blocked = padded(bits, logits.shape[-1]) == 0
     if indices is None:
         return logits.masked_fill_(blocked, -math.inf)
     rows = logits.index_select(0, indices).masked_fill(blocked, -math.inf)
