@@ -21,6 +21,7 @@ from hal.dispatch import copy_results
 from hal.form import Form
 from hal.op import Op
 from hal.schema import Flat, implementation, join, packed, prototype, split, unpacked
+from hal.tracing import exporting
 from hal.transforms import autograd_function, backward, batched, remember
 from hal.validate import (
     as_tuple,
@@ -108,6 +109,8 @@ def _traced(form: Form) -> Callable[[Flat, Any], Any]:
         if form.inplace or out is not None:
             check_unrecorded(form.name, (*flat, *as_tuple(out)))
         function = getattr(tracing, f"{prefix}{where.type}@{where.index}")
+        if exporting():  # An exported program keeps the operator.
+            function = None
         results = opaque(flat) if function is None else inline(function, flat)
         if out is not None:
             check_out(form.name, as_tuple(out), as_tuple(results), where)

@@ -1,7 +1,5 @@
 """What ``torch.compile`` knows of a choice: ``op@type@index`` is the reference where that serves.
 
-An exported program keeps the operator.
-
 Dynamo cannot trace a context variable, but it reads an attribute of a module by calling it, takes
 the answer for a constant, and guards the compiled code on reading the same again. So the choice is
 taken anew, in this thread or task, each time compiled code is entered, and another answer compiles
@@ -14,6 +12,7 @@ import functools
 from typing import Any
 
 import torch
+from torch._guards import TracingContext
 
 from hal.hardware import Device
 from hal.op import OPS
@@ -22,7 +21,7 @@ from hal.policy import Policy, current
 from hal.probe import device
 from hal.select import choose
 
-__all__: list[str] = []
+__all__ = ["exporting"]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -34,10 +33,22 @@ def _inlined(name: str, where: Device, policy: Policy) -> Any:
     return chosen.offered.fn
 
 
+def exporting() -> bool:
+    """Whether what Dynamo traces just now is for export.
+
+    ``torch.compiler.is_exporting()`` of torch 2.7 is true in whatever Dynamo traces.
+    """
+    context = TracingContext.try_get()
+    mode = context and context.fake_mode
+    return torch.compiler.is_exporting() or (mode is not None and mode.fake_tensor_converter.export)
+
+
+# What ``torch.compiler.assume_constant_result`` sets, which would import Dynamo: it calls this.
+exporting._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def __getattr__(name: str) -> Any:
     op, _, where = name.partition("@")
     if not where:
         raise AttributeError(name)
-    if torch.compiler.is_exporting():  # Asked in here: to code that it traces, 2.7 says yes always.
-        return None
     return _inlined(op, device(where.replace("@None", "").replace("@", ":")), current())

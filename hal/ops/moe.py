@@ -232,8 +232,8 @@ def moe_align_block_size(
     check(block_size >= 1, "block_size must be at least 1", block_size=block_size)
     pairs = topk_ids.numel()
     check(pairs < 2**31, "topk_ids must have fewer than 2**31 elements", topk_ids=topk_ids)
-    # The smaller of two. In compiled code the number of pairs is a symbol, which min() would bind to
-    # one side; torch 2.7 does not trace torch.sym_min where it is none.
+    # The smaller of two. In compiled code the number of pairs is a symbol, which min() would bind
+    # to one side; torch 2.7 does not trace torch.sym_min where it is none.
     reached = (pairs + num_experts - abs(pairs - num_experts)) // 2
     blocks = reached + (pairs - reached) // block_size
     sizes = blocks * block_size, blocks, 1
