@@ -114,7 +114,7 @@ def faulty(op: str, fault: Callable[[list[Tensor], int], None]) -> hal.Kernel:
 def broken_by(law: Law, op: str, fault: Callable[[list[Tensor], int], None]) -> bool:
     with installed(NATIVE, backend("wrong", devices=None, **{op: faulty(op, fault)})):
         try:
-            check_law(law, examples=20, shrink=False)
+            check_law(law, examples=60, shrink=False)
         except AssertionError as error:
             return str(error).startswith(f"{law.name}: not with ")
     return False
@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_linear_breaks(law: Law) -> None:
     offered = bent(op)
     reference = attrs.evolve(NATIVE, hooks={**NATIVE.hooks, op: lambda _: offered})
     with installed(reference), pytest.raises(AssertionError, match=f"{law.name}: not with "):
-        check_law(law, examples=20, shrink=False)
+        check_law(law, examples=60, shrink=False)
 
 
 def never(**drawn: Any) -> None:

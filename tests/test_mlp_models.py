@@ -137,11 +137,11 @@ def test_experts(experts: int, k: int) -> None:
 
 
 def test_an_id_past_the_experts_is_left_out() -> None:
-    # transformers marks so what another device computes.
+    # transformers marks so what another device computes; older versions do not take the mark.
     module, x = filled(Qwen3MoeExperts(config_of(Qwen3MoeConfig, num_experts=4))), randn(3, HIDDEN)
     weights, ids = randn(3, 2, seed=1), torch.tensor([[4, 0], [1, 4], [4, 4]])
     ours = hal.ops.fused_experts(x, module.gate_up_proj, module.down_proj, weights, ids)
-    assert_near(ours, module(x, ids, weights))
+    assert_near(ours, module(x, ids.clamp(max=3), weights.masked_fill(ids == 4, 0.0)))
 
 
 def test_the_router_of_gpt_oss_is_a_softmax_over_the_chosen() -> None:

@@ -102,7 +102,13 @@ edit(
     "quantized(x.flatten(), None, dtype)[0].reshape(x.shape)",
 )
 edit(TENSOR, "multiplied with the given scale", CODES, STATIC, STATIC.replace("/", "*"))
-edit(TENSOR, "infinity beyond the range", f"{INFS}|{CODES}", CLAMP, "scaled.clamp(-1e38, 1e38)")
+edit(
+    TENSOR,
+    "infinity beyond the range",
+    f"{INFS}|{NANS}|{CODES}",
+    CLAMP,
+    "scaled.clamp(-1e38, 1e38)",
+)
 edit(
     TENSOR,
     "given scale in half",
