@@ -243,17 +243,23 @@ def check(
     thorough: Annotated[bool, typer.Option(help="Every sample for every check; slow.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the outcome as JSON here.")] = None,
     record: Annotated[bool, typer.Option(help="Keep the outcome, for `hal report`.")] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="In this process, for a debugger.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hold a backend to what it claims: what is proven, what is refuted, what was not tried.
 
-    The exit status is 1 if something is refuted.
+    The checks run in a child process: a kernel that ends it, or hangs, is refuted by that, and the
+    rest goes on. The exit status is 1 if something is refuted, or nothing is proven.
     """
     try:
         from hal.testing.command import conformance  # With samples and oracles: it takes a while.
     except ModuleNotFoundError as error:
         fail(f"the conformance kit needs {error.name}: pip install 'torch-hal[testing]'")
-    verdict = asked(conformance, backend, device, _words(ops), _words(checks), thorough)
+    verdict = asked(
+        conformance, backend, device, _words(ops), _words(checks), thorough, apart=not in_process
+    )
     for path in filter(None, (output, verdict.recorded if record else None)):
         verdict.write(path)
     if as_json:

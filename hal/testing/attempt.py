@@ -6,9 +6,8 @@ import warnings
 
 import attrs
 
-from hal.plugins import cause
 from hal.testing.checks import Effort
-from hal.testing.checks.check import shortened
+from hal.testing.checks.check import found
 from hal.testing.outcome import Cell, NotApplicable, NotTried, Refuted, Status
 from hal.testing.questions import Question
 
@@ -30,5 +29,5 @@ def tried(question: Question, effort: Effort) -> tuple[Cell, Refuted | None]:
     except Refuted as error:
         refuted = attrs.evolve(cell, status=Status.REFUTED, cases=error.cases, reason=str(error))
         return refuted, error
-    except Exception as error:  # noqa: BLE001  # Whatever a kernel raises is what was found.
-        return attrs.evolve(cell, status=Status.REFUTED, reason=shortened(cause(error))), None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # What a kernel raises is found.
+        return attrs.evolve(cell, status=Status.REFUTED, reason=found(error)), None

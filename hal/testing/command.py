@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hal.terminal import progress
+from hal.terminal import fail, progress
 from hal.testing.checks import THOROUGH, Effort
+from hal.testing.outcome import Cell
 from hal.testing.questions import gaps_of, questions, where
 from hal.testing.run import answer
 from hal.testing.verdict import Verdict
@@ -19,6 +20,7 @@ def conformance(
     ops: Sequence[str] | None = None,
     checks: Sequence[str] | None = None,
     thorough: bool = False,
+    apart: bool = False,
 ) -> Verdict:
     """Hold a backend to what it claims, with a progress bar.
 
@@ -28,6 +30,7 @@ def conformance(
         ops: Some operators; without it all.
         checks: Some checks; without it all.
         thorough: Whether each check sees every sample.
+        apart: Whether the checks run in a child process, which a kernel may end.
 
     Raises:
         InvalidInput: An unknown name.
@@ -35,8 +38,11 @@ def conformance(
     """
     found, effort = where(backend, device), THOROUGH if thorough else Effort()
     gaps, asked = gaps_of(backend), questions(backend, found, ops, checks)
-    cells = [
-        answer(question, effort, gaps)
-        for question in progress(asked, lambda question: f"{question.op} {question.check}")
-    ]
+    cells: list[Cell] = []
+    try:
+        for question in progress(asked, str):
+            cells.append(answer(question, effort, gaps, apart))
+    except KeyboardInterrupt:
+        at = f"{asked[len(cells)]}, after {len(cells)} of {len(asked)} checks"
+        fail(f"interrupted at {at}; nothing is recorded", status=130)
     return Verdict(backend, found, effort, cells)

@@ -49,6 +49,9 @@ class Question:
     run: Callable[[Effort], int]
     isolated: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.op} {self.kernel} {self.check}"
+
 
 def loaded(name: str) -> Plugin:
     """The backend of a name.

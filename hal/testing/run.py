@@ -17,10 +17,12 @@ from hal.testing.questions import Question
 __all__ = ["answer"]
 
 
-def answer(question: Question, effort: Effort, gaps: Sequence[Gap] = ()) -> Cell:
-    """Run a check, in a child process if it may end its process."""
+def answer(
+    question: Question, effort: Effort, gaps: Sequence[Gap] = (), apart: bool = False
+) -> Cell:
+    """Run a check, in a child process if that is wanted or if it is meant to try what ends one."""
     began = time.perf_counter()
-    cell, refuted = (ask if question.isolated else tried)(question, effort)
+    cell, refuted = (ask if apart or question.isolated else tried)(question, effort)
     for gap in gaps:
         if gap.covers(cell):
             cell = gap.applied(cell, refuted)

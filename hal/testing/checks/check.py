@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import attrs
@@ -22,8 +23,9 @@ __all__ = [
     "check",
     "claimed",
     "each",
+    "found",
     "sampled",
-    "shortened",
+    "under_way",
 ]
 
 Case = TypeVar("Case")
@@ -86,10 +88,21 @@ def check(
     return declare
 
 
-def shortened(text: str) -> str:
-    """The text in one line, without the middle of a long one: torch writes pages."""
+def found(error: BaseException) -> str:
+    """What an error says in one line: an assertion of the kit in its words, others with their kind.
+
+    Torch writes pages, so the middle of a long text goes. Pytest appends the values that an
+    assertion compared, on lines of their own.
+    """
+    text = cause(error)
+    if type(error) is AssertionError and error.args:
+        text = text.removeprefix("AssertionError: ").partition("\nassert ")[0]
     line = " ".join(text.split())
     return line if len(line) <= 600 else f"{line[:400]} ... {line[-190:]}"
+
+
+under_way: ContextVar[Callable[[str], object]] = ContextVar("under_way", default=str)
+"""Is told the name of each case before it is run, which may be the last that is heard of it."""
 
 
 def each(
@@ -104,12 +117,13 @@ def each(
     count = 0
     for case in cases:
         count += 1
+        under_way.get()(named(case))
         try:
             body(case)
         except (NotApplicable, NotTried):
             raise
-        except Exception as error:  # noqa: BLE001  # Whatever a kernel raises is what was found.
-            failures.append((named(case), shortened(cause(error))))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # What a kernel raises is found.
+            failures.append((named(case), found(error)))
     if failures:
         raise Refuted(failures, count)
     return count
