@@ -103,7 +103,7 @@ def spread(scale: Tensor, x: Tensor, group_size: int | None) -> Tensor:
     """The scale of each element of ``x``, or one that broadcasts over its row."""
     if group_size is None:
         return scale
-    return scale.repeat_interleave(group_size, dim=-1)[..., : x.shape[-1]]
+    return scale.index_select(-1, torch.arange(x.shape[-1], device=scale.device) // group_size)
 
 
 def exponents_above(scale: Tensor) -> Tensor:
