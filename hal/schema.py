@@ -57,6 +57,8 @@ def split(op: Op, flat: Flat) -> list[Any]:
     """An op's arguments as its schema has them."""
     arguments: list[Any] = []
     for parameter, value in zip(op.parameters, flat, strict=True):
+        if float in parameter.types and type(value) is int:
+            value = float(value)  # Torch takes no integer beyond 2**53 for one.
         if not parameter.union:
             arguments.append(value)
         elif isinstance(value, Tensor):

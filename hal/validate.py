@@ -45,13 +45,27 @@ def _type_name(kind: Any) -> str:
     return "Sequence of int" if kind is Sequence else getattr(kind, "__name__", str(kind))
 
 
+def _check_size(op: Op, parameter: Parameter, value: Any) -> None:
+    """Refuse integers beyond 64 bits, which fail in another way on each path through torch."""
+    for each in value if isinstance(value, (tuple, list)) else (value,):
+        if type(each) is int and not -(2**63) <= each < 2**63:
+            bits = each.bit_length()
+            must = "be a float or fit" if float in parameter.types else "fit"
+            raise InvalidInput(
+                f"{op.name}: {parameter.name} must {must} in a signed 64-bit integer; "
+                # Python does not write down numbers of more than 4300 digits.
+                f"found {each if bits < 256 else f'an integer of {bits} bits'}"
+            )
+
+
 def check_types(op: Op, flat: Sequence[Any]) -> None:
-    """Refuse an argument of a type that the signature does not have, or a sparse or nested one."""
+    """Refuse an argument whose type or size the signature has not, or a sparse or nested one."""
     for parameter, value in zip(op.parameters, flat, strict=True):
         if not _accepts(parameter, value):
             names = " or ".join(map(_type_name, parameter.types))
             found = f"{value!r} of type {type(value).__name__}"
             raise InvalidType(f"{op.name}: {parameter.name} must be {names}, not {found}")
+        _check_size(op, parameter, value)
         if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
             layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
             raise InvalidInput(f"{op.name}: {parameter.name} must be a dense tensor, not {layout}")

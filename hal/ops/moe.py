@@ -215,8 +215,8 @@ def moe_align_block_size(
 
     Args:
         topk_ids: Any shape, int32 or int64, fewer than 2**31 in all.
-        num_experts: At least 1.
-        block_size: At least 1.
+        num_experts: At least 1 and below 2**31.
+        block_size: At least 1 and below 2**31; there must be fewer than 2**31 places in all.
 
     Returns:
         The pairs [blocks * block_size] int32; the expert of each block [blocks] int32, -1 past the
@@ -228,14 +228,22 @@ def moe_align_block_size(
          tensor([6], dtype=torch.int32))
     """
     check_dtype((torch.int32, torch.int64), topk_ids=topk_ids)
-    check(num_experts >= 1, "num_experts must be at least 1", num_experts=num_experts)
-    check(block_size >= 1, "block_size must be at least 1", block_size=block_size)
+    for name, value in {"num_experts": num_experts, "block_size": block_size}.items():
+        check(value >= 1, f"{name} must be at least 1", **{name: value})
+        check(value < 2**31, f"{name} must be below 2**31", **{name: value})
     pairs = topk_ids.numel()
     check(pairs < 2**31, "topk_ids must have fewer than 2**31 elements", topk_ids=topk_ids)
     # The smaller of two. In compiled code the number of pairs is a symbol, which min() would bind
     # to one side; torch 2.7 does not trace torch.sym_min where it is none.
     reached = (pairs + num_experts - abs(pairs - num_experts)) // 2
     blocks = reached + (pairs - reached) // block_size
+    # The number of places in use is an int32.
+    check(
+        blocks * block_size < 2**31,
+        "block_size must leave fewer than 2**31 places in the blocks",
+        block_size=block_size,
+        topk_ids=topk_ids,
+    )
     sizes = blocks * block_size, blocks, 1
     ids, experts, used = (topk_ids.new_empty(size, dtype=torch.int32) for size in sizes)
     return ids, experts, used

@@ -37,14 +37,11 @@ def _check_limit(name: str, value: Tensor | float | None, shape: Sequence[int]) 
 def _check_integer(
     name: str, value: Tensor | int | None, shape: Sequence[int], dtypes: Sequence[torch.dtype]
 ) -> None:
-    """Require an integer of 64 bits, or integers in ``shape`` or in no dimension at all."""
+    """Require a plain integer, or integers in ``shape`` or in no dimension at all."""
     if isinstance(value, Tensor):
         check_dtype(dtypes, **{name: value})
         if value.dim() > 0:
             check_shape(shape, **{name: value})
-    elif value is not None:
-        fits = -(2**63) <= value <= 2**63 - 1
-        check(fits, f"{name} must fit in a signed 64-bit integer", **{name: value})
 
 
 def _check_indices(indices: Tensor | None) -> None:

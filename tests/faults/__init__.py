@@ -5,6 +5,7 @@ from __future__ import annotations
 from faults import (
     activation,
     attention,
+    extent,
     kv_cache,
     matmul,
     moe,
@@ -22,6 +23,7 @@ __all__ = [
     "activation",
     "ask",
     "attention",
+    "extent",
     "kv_cache",
     "matmul",
     "moe",

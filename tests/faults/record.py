@@ -38,6 +38,7 @@ __all__ = [
     "edit",
     "inplace",
     "kernel",
+    "offered",
     "reference",
     "sound",
 ]
@@ -84,7 +85,7 @@ def reference(op: str) -> Callable[..., Any]:
     return NATIVE.hooks[op](CPU).fn
 
 
-def _offered(fn: Callable[..., Any], **traits: Any) -> hal.Kernel:
+def offered(fn: Callable[..., Any], **traits: Any) -> hal.Kernel:
     return hal.Kernel(fn=fn, name="k", **{"deterministic": True} | traits)
 
 
@@ -94,8 +95,8 @@ def kernel(
     """Plant the decorated function, whose name says what is wrong with it."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        offered = functools.partial(_offered, fn, **traits)
-        FAULTS.append(Fault(op, fn.__name__.replace("_", " "), check, complaint, offered, only))
+        made = functools.partial(offered, fn, **traits)
+        FAULTS.append(Fault(op, fn.__name__.replace("_", " "), check, complaint, made, only))
         return fn
 
     return plant
@@ -107,9 +108,9 @@ def condition(
     """Plant the decorated condition beside a correct kernel."""
 
     def plant(supports: Callable[..., Any]) -> Callable[..., Any]:
-        offered = functools.partial(_offered, reference(op), supports=supports)
+        made = functools.partial(offered, reference(op), supports=supports)
         name = supports.__name__.replace("_", " ")
-        FAULTS.append(Fault(op, name, check, complaint, offered))
+        FAULTS.append(Fault(op, name, check, complaint, made))
         return supports
 
     return plant
@@ -119,9 +120,9 @@ def inplace(op: str, complaint: str) -> Callable[[Callable[..., Any]], Callable[
     """Plant the decorated in-place form beside a correct kernel."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        offered = functools.partial(_offered, reference(op), inplace=fn)
+        made = functools.partial(offered, reference(op), inplace=fn)
         name = fn.__name__.replace("_", " ")
-        FAULTS.append(Fault(op, name, "in-place", complaint, offered))
+        FAULTS.append(Fault(op, name, "in-place", complaint, made))
         return fn
 
     return plant
@@ -150,7 +151,7 @@ def _edited(op: str, old: str, new: str, **traits: Any) -> hal.Kernel:
     count = source.count(old)
     assert count == 1, f"{module.__name__} has {old!r} {count} times, not once"
     exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
-    return _offered(getattr(module, op), **traits)
+    return offered(getattr(module, op), **traits)
 
 
 def _narrow(*args: Any, **kwargs: Any) -> str | None:
@@ -183,7 +184,7 @@ def sound(op: str, check: str) -> hal.Kernel:
         traits["supports"] = _narrow
     if check == "in-place":
         traits["inplace"] = _copying(op)
-    return _offered(reference(op), **traits)
+    return offered(reference(op), **traits)
 
 
 def _some(record: Record, only: str) -> Iterator[Sample]:

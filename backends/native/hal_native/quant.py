@@ -34,7 +34,9 @@ def per_tensor_quant(
     x: Tensor, scale: Tensor | None = None, *, dtype: torch.dtype = torch.float8_e4m3fn
 ) -> tuple[Tensor, Tensor]:
     if scale is not None:
-        return encode(wide(x).contiguous() / scale.reshape(()), dtype), scale.reshape(1).clone()
+        return encode(wide(x).contiguous() / scale.reshape(()), dtype), scale.reshape(1).clone(
+            memory_format=torch.contiguous_format
+        )
     q, scale = quantized(x.flatten(), None, dtype)
     return q.reshape(x.shape), scale
 
@@ -103,7 +105,7 @@ def spread(scale: Tensor, x: Tensor, group_size: int | None) -> Tensor:
     """The scale of each element of ``x``, or one that broadcasts over its row."""
     if group_size is None:
         return scale
-    return scale.repeat_interleave(group_size, dim=-1)[..., : x.shape[-1]]
+    return scale.index_select(-1, torch.arange(x.shape[-1], device=scale.device) // group_size)
 
 
 def exponents_above(scale: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ from hal.testing.records import (
     varlen_attention,
     w4a16,
 )
+from hal.testing.records.large import with_large
+from hal.testing.records.layouts import with_layouts
 
 FAMILIES = (
     activation,
@@ -60,6 +62,9 @@ FAMILIES = (
     varlen_attention,
     w4a16,
 )
-RECORDS: dict[str, Record] = {record.op: record for family in FAMILIES for record in family.RECORDS}
+RECORDS: dict[str, Record] = {
+    record.op: with_large(with_layouts(record)) for family in FAMILIES for record in family.RECORDS
+}
+"""Also with each tensor in every layout and with large sizes, so that no op lacks them."""
 
 __all__ = ["FAMILIES", "RECORDS"]

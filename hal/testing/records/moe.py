@@ -53,6 +53,11 @@ def align_refusals() -> Iterator[Refusal]:
         yield Refusal(message, (ids.to(getattr(torch, dtype)), 8, 4))
     yield Refusal("num_experts must be at least 1; num_experts is 0", (ids, 0, 4))
     yield Refusal("block_size must be at least 1; block_size is 0", (ids, 8, 0))
+    message = r"must be below 2\*\*31; "
+    yield Refusal(f"num_experts {message}num_experts is {2**31}", (ids, 2**31, 4))
+    yield Refusal(f"block_size {message}block_size is {2**31}", (ids, 8, 2**31))
+    message = r"block_size must leave fewer than 2\*\*31 places in the blocks; block_size is "
+    yield Refusal(f"{message}{2**28}, topk_ids is", (ids, 8, 2**28))
     huge = ids[:1, :1].expand(2**16, 2**15)
     message = r"topk_ids must have fewer than 2\*\*31 elements; topk_ids is \[65536, 32768\] int32"
     yield Refusal(message, (huge, 8, 4))

@@ -88,7 +88,7 @@ def limit_refusals(name: str, number: Any, kind: str, other: Tensor) -> Iterator
 
 def top_k_refusals() -> Iterator[Refusal]:
     yield from limit_refusals("top_k", 2, "int32 or int64", torch.ones(4))
-    message = f"top_k must fit in a signed 64-bit integer; top_k is {2**63}"
+    message = f"top_k must fit in a signed 64-bit integer; found {2**63}"
     yield Refusal(message, (torch.ones(4, 7), 2**63))
 
 

@@ -107,7 +107,7 @@ def sample_refusals() -> Iterator[Refusal]:
         ("seed", r"seed must have shape \[4\]; seed is \[\] int64", torch.tensor(0)),
         ("seed", r"seed must have shape \[4\]; seed is \[3\] int64", torch.zeros(3).long()),
         ("seed", r"seed must be int64; seed is \[4\] int32", torch.zeros(4).int()),
-        ("seed", f"seed must fit in a signed 64-bit integer; seed is {2**63}", 2**63),
+        ("seed", f"seed must fit in a signed 64-bit integer; found {2**63}", 2**63),
         ("offset", r"offset must have shape \[4\]; offset is \[3\] int64", torch.zeros(3).long()),
         ("offset", r"offset must be int64; offset is \[\] int32", torch.tensor(0).int()),
         ("offset", "offset must fit in a signed 64-bit integer", -(2**63) - 1),
