@@ -260,8 +260,6 @@ def check(
     verdict = asked(
         conformance, backend, device, _words(ops), _words(checks), thorough, apart=not in_process
     )
-    for path in filter(None, (output, verdict.recorded if record else None)):
-        verdict.write(path)
     if as_json:
         emit(verdict.to_dict())
     else:
@@ -271,6 +269,8 @@ def check(
         for line in (*verdict.marks(), *verdict.device_lines(), *verdict.remarks()):
             say(line)
         say(verdict.summary())
+    for path in filter(None, (output, verdict.recorded if record else None)):
+        asked(verdict.write, path)
     if not verdict.ok:
         raise typer.Exit(1)
 

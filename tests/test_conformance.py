@@ -197,6 +197,32 @@ def test_the_table_and_the_exit_status() -> None:
     assert "): 2 kernels, 3 proven, 1 refuted, 0 known gap, 2 not applicable," in lines[-1]
 
 
+def test_what_several_checks_find_at_one_case_is_told_once() -> None:
+    with installed(planted(rms_norm=WRONG), NATIVE):
+        said = run("planted", "--checks", "numerics,written", "--thorough")
+    found = [line for line in said.stdout.splitlines() if line.startswith("refuted: ")]
+    assert [line.split(":")[:3] for line in found] == [
+        ["refuted", " rms_norm planted", "wrong numerics, written"]
+    ]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with installed(planted(softmax=kernel("softmax")), NATIVE):
+        said = run("planted", "--checks", "out", "--output", f"{tmp_path}/file/a.json")
+    assert said.exit_code == 2
+    assert "1 proven" in said.stdout  # What was found is not lost.
+    assert "the outcome cannot be written to" in said.stderr
+
+
+def test_a_kernel_that_takes_contiguous_tensors_has_an_honest_condition() -> None:
+    def supports(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> str | None:
+        return None if x.is_contiguous() else "x must be contiguous"
+
+    cell = one(planted(rms_norm=kernel("rms_norm", supports=supports)), "condition")
+    assert (cell.status, cell.reason) == (Status.PROVEN, "")
+
+
 def test_all_proven_is_a_success() -> None:
     with installed(planted(softmax=kernel("softmax")), NATIVE):
         said = run("planted", "--checks", "numerics", "--json")

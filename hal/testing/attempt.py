@@ -6,6 +6,7 @@ import warnings
 
 import attrs
 
+from hal.compat import unchanged
 from hal.testing.checks import Effort
 from hal.testing.checks.check import found
 from hal.testing.outcome import Cell, NotApplicable, NotTried, Refuted, Status
@@ -18,10 +19,13 @@ def tried(question: Question, effort: Effort) -> tuple[Cell, Refuted | None]:
     """Run a check in this process."""
     cell = Cell(question.op, question.kernel, question.check, Status.PROVEN)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unchanged() as changes:
             # The verdict is about results; what torch and numpy warn of on the way is not in it.
             warnings.simplefilter("ignore")
-            return attrs.evolve(cell, cases=question.run(effort)), None
+            cases = question.run(effort)
+        if changes:  # Which would have been for the whole process.
+            raise Refuted([("a call", changes[0])], cases)
+        return attrs.evolve(cell, cases=cases), None
     except NotApplicable as reason:
         return attrs.evolve(cell, status=Status.NOT_APPLICABLE, reason=str(reason)), None
     except NotTried as reason:

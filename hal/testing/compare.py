@@ -76,4 +76,6 @@ def assert_close(actual: Tensor, expected: Tensor | Codes, gate: float) -> None:
     elif size.numel():
         eps = torch.finfo(actual.dtype).eps
         bound = 4 * eps * size.abs() + gate * size.abs().max() + torch.finfo(actual.dtype).tiny
-        assert bool((error.abs() <= bound).all()), f"off by up to {error.abs().max():.2e}"
+        worst = (error.abs() - bound).argmax()
+        most = f"off by up to {error.abs()[worst]:.2e}, where {bound[worst]:.2e} is allowed"
+        assert bool((error.abs() <= bound).all()), most

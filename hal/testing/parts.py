@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hal.op import Op
 from hal.testing.record import Part, Record, Sample
 from hal.validate import as_tuple
 
-__all__ = ["cut", "parts", "spans"]
+__all__ = ["cut", "many", "parts", "spans"]
 
 
 def spans(count: int) -> list[slice]:
@@ -30,6 +31,28 @@ def cut(arguments: Mapping[str, Any], names: Sequence[str], rows: slice) -> dict
         return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
 
     return {**arguments, **{name: rows_of(arguments[name]) for name in names}}
+
+
+def many(op: Op, record: Record, sample: Sample, least: int) -> Part | None:
+    """A sample's call for its rows over and over, at least so many; where its own results lie.
+
+    None for an op whose calls are split in a way of their own, and where there is no row.
+    """
+    flat = op.flatten(sample.args, sample.kwargs)
+    arguments = dict(zip(op.signature.parameters, flat, strict=True))
+    first = arguments[record.rows[0]] if record.rows and record.parts is None else None
+    if first is None or first.dim() < 2 or not len(first):
+        return None
+    results, count = as_tuple(op.contract(**arguments)), len(first)
+
+    def over(value: Any) -> Any:
+        follows = isinstance(value, Tensor) and value.shape[:1] == (count,)
+        return torch.cat([value] * -(-least // count)) if follows else value
+
+    repeated = {name: over(arguments[name]) for name in record.rows}
+    return Part(
+        {**arguments, **repeated}, tuple(_where(r, count, slice(0, count)) for r in results)
+    )
 
 
 def _where(result: Tensor | None, count: int, rows: slice) -> slice:

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from hal.errors import InvalidInput
 from hal.evidence import DEVICE, FORMAT, setting
 from hal.hardware import Device
 from hal.settings import recorded
@@ -93,10 +94,10 @@ class Verdict:
         return [f"device: {c.check} {c.status.value}" + _because(c) for c in claimed]
 
     def remarks(self) -> list[str]:
-        """Each refuted claim and known gap; then why others were not tried, by reason."""
+        """What is refuted, by what was found; known gaps; why others were not tried, by reason."""
         red = [cell for cell in self.cells if _red(cell)]
         gaps = [cell for cell in self.cells if cell.status is Status.GAP]
-        lines = [f"refuted: {c.op} {c.kernel} {c.check}: {c.reason}" for c in red]
+        lines = list(_alike(red))
         lines += [f"known gap: {c.op} {c.kernel} {c.check}: {c.reason}" for c in gaps]
         return lines + list(_untried(self.cells))
 
@@ -124,11 +125,18 @@ class Verdict:
         return Path(recorded()) / f"{re.sub('[^A-Za-z0-9.-]+', '_', name)}.json"
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            InvalidInput: It cannot be written there.
+        """
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise InvalidInput(f"the outcome cannot be written to {path}: {error}") from None
 
 
 def _red(cell: Cell) -> bool:
@@ -137,6 +145,17 @@ def _red(cell: Cell) -> bool:
 
 def _because(cell: Cell) -> str:
     return f": {cell.reason}" if cell.reason else ""
+
+
+def _alike(red: Iterable[Cell]) -> Iterable[str]:
+    """A line for what several checks found in a kernel at the same case."""
+    found: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in red:
+        count, first, case = cell.reason.partition(" cases, the first: ")
+        found.setdefault((cell.op, cell.kernel, case if first else count), []).append(cell)
+    for cells in found.values():
+        checks, one = ", ".join(cell.check for cell in cells), cells[0]
+        yield f"refuted: {one.op} {one.kernel} {checks}: {one.reason}"
 
 
 def _untried(cells: Iterable[Cell]) -> Iterable[str]:

@@ -44,10 +44,49 @@ def returns_what_it_kept_for_the_shape(x: Tensor) -> Tensor:
 _buffers: dict[Any, Tensor] = {}
 
 
-@kernel("quick_gelu", "purity", "share their memory|the call before")
+@kernel("quick_gelu", "purity", "share their memory|of a call before")
 def returns_one_buffer_for_all_calls(x: Tensor) -> Tensor:
     result = reference("quick_gelu")(x)
     return _buffers.setdefault((x.shape, x.dtype), torch.empty_like(result)).copy_(result)
+
+
+_turns: dict[Any, list[Tensor]] = {}
+
+
+@kernel("quick_gelu", "purity", "share their memory|of a call before")
+def returns_three_buffers_in_turn(x: Tensor) -> Tensor:
+    result = reference("quick_gelu")(x)
+    like = [torch.empty_like(result) for _ in range(3)]
+    buffers = _turns.setdefault((x.shape, x.dtype), like)
+    buffers.append(buffers.pop(0))
+    return buffers[0].copy_(result)
+
+
+@kernel("quick_gelu", "numerics", "changed torch's grad mode from True to False")
+def turns_gradients_off(x: Tensor) -> Tensor:
+    torch.set_grad_enabled(False)
+    return reference("quick_gelu")(x)
+
+
+@kernel(SILU, "random", "RuntimeError: no version")
+def cannot_be_served_in_inference_mode(x: Tensor) -> Tensor:
+    if x.is_inference():
+        raise RuntimeError("no version")
+    return reference(SILU)(x)
+
+
+@kernel("relu_squared", "offsets", f"70000 rows: ({OFF})")
+def has_no_more_rows_than_a_grid(x: Tensor) -> Tensor:
+    result = reference("relu_squared")(x)
+    if x.dim() > 1:
+        result[65_535:] = 0
+    return result
+
+
+@kernel("per_token_quant", "invariance", "in a batch of 300 or more", batch_invariant=True)
+def other_scales_in_a_large_batch(x: Tensor, *, dtype: torch.dtype = torch.float8_e4m3fn) -> Any:
+    q, scale = reference("per_token_quant")(x, dtype=dtype)
+    return q, scale * (1 + 2**-20) if x.shape[:-1].numel() > 290 else scale
 
 
 @kernel("moe_sum", "invariance", "have other bits alone", batch_invariant=True)
@@ -116,6 +155,11 @@ def counts_rows(x: Tensor) -> str | None:
     return "a single row" if x.dim() == 2 and x.shape[0] == 1 else None
 
 
+@condition(SILU, "condition", "for more rows")
+def has_a_most_of_rows(x: Tensor) -> str | None:
+    return "more than 1000 rows" if x.dim() == 2 and x.shape[0] > 1000 else None
+
+
 @condition(SILU, "condition", "without data")
 def asks_for_the_device(x: Tensor) -> str | None:
     return None if x.is_cpu else "not on the CPU"
@@ -152,6 +196,21 @@ def writes_the_wrong_argument(
     x.copy_(total)
     residual.copy_(normed)
     return x, residual
+
+
+@inplace("fused_add_rms_norm", "wrote into weight")
+def spoils_the_weight(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> Any:
+    normed, total = reference("fused_add_rms_norm")(x, residual, weight, eps)
+    weight.mul_(2)
+    return x.copy_(normed), residual.copy_(total)
+
+
+@inplace(MUL_ADD, "wrote into x, or between the elements of it")
+def writes_between_columns(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    result = reference(MUL_ADD)(x, y, scale)
+    if not x.is_contiguous():
+        torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).zero_()
+    return x.copy_(result)
 
 
 @inplace("rotary_embedding", "result 1 is not what the functional form returns")

@@ -17,8 +17,8 @@ from hal.query import trace
 from hal.testing.checks.check import Effort, check, each, sampled
 from hal.testing.checks.results import same_bits
 from hal.testing.outcome import NotApplicable
-from hal.testing.parts import parts
-from hal.testing.record import Refusal, Sample
+from hal.testing.parts import many, parts
+from hal.testing.record import Part, Refusal, Sample
 from hal.testing.subject import Subject, memory, placed, samples
 from hal.validate import as_tuple
 
@@ -71,11 +71,24 @@ def _in_place(subject: Subject, sample: Sample) -> None:
         _refused(subject, flat)
         return
     want = as_tuple(subject.run(subject.flat(sample)))
+    kept = subject.flat(sample)
     returned = as_tuple(subject.run(flat, f"{subject.op.name}_"))
     for i, (got, target, expected) in enumerate(zip(returned, targets, want, strict=True)):
         assert got is target, f"result {i} is not the argument"
         rounded = None if expected is None else expected.to(got.dtype)
         assert same_bits(got, rounded), f"result {i} is not what the functional form returns"
+    _nothing_else(subject, flat, kept)
+
+
+def _nothing_else(subject: Subject, flat: list[Any], kept: list[Any]) -> None:
+    """Require memory to be as in ``kept``, but for the elements of the arguments overwritten."""
+    for i in subject.op.overwritten:
+        if kept[i] is not None:
+            kept[i].copy_(flat[i])
+    for parameter, got, want in zip(subject.op.parameters, flat, kept, strict=True):
+        if isinstance(got, Tensor):
+            same = torch.equal(memory(got), memory(want))
+            assert same, f"wrote into {parameter.name}, or between the elements of it"
 
 
 def _refused(subject: Subject, flat: list[Any]) -> None:
@@ -150,13 +163,34 @@ def _honest(subject: Subject, sample: Sample) -> None:
     assert supports is not None
     unseen = subject.op.call(supports, list(map(_meta, subject.flat(sample))))
     assert unseen == answer, f"answers {answer!r}, but {unseen!r} without data"
-    for part in parts(subject.op, subject.record, sample):
-        other = subject.op.call(
-            supports, placed(list(part.arguments.values()), str(subject.device))
-        )
-        assert (other is None) == (answer is None), f"answers {answer!r}, {other!r} for fewer rows"
+    if _contiguous(subject.flat(sample)):  # One row is contiguous where several are not.
+        for part in parts(subject.op, subject.record, sample):
+            arguments = placed(list(part.arguments.values()), str(subject.device))
+            named = dict(zip(part.arguments, arguments, strict=True))
+            _same_answer(subject, Part(named, part.where), answer, "fewer")
+        batch = _large(subject, sample)
+        if batch is not None:
+            _same_answer(subject, batch, answer, "more")
     if answer is not None:
         _passed_over(subject, sample, answer)
+
+
+def _same_answer(subject: Subject, part: Part, answer: str | None, where: str) -> None:
+    supports, given = subject.kernel.supports, list(part.arguments.values())
+    assert supports is not None
+    other = subject.op.call(supports, given)
+    assert (other is None) == (answer is None), f"answers {answer!r}, {other!r} for {where} rows"
+
+
+def _contiguous(values: Iterable[Any]) -> bool:
+    return all(value.is_contiguous() for value in values if isinstance(value, Tensor))
+
+
+def _large(subject: Subject, sample: Sample) -> Part | None:
+    """The sample's call for a large batch, of which nothing but the shape exists."""
+    args = tuple(map(_meta, sample.args))
+    kwargs = {name: _meta(value) for name, value in sample.kwargs.items()}
+    return many(subject.op, subject.record, Sample(sample.name, args, kwargs), 4097)
 
 
 def _passed_over(subject: Subject, sample: Sample, answer: str) -> None:

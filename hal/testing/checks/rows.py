@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from hal.testing.checks.check import Effort, accepted, check, claimed, each
 from hal.testing.checks.results import same_bits
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotApplicable, NotTried
-from hal.testing.parts import parts
-from hal.testing.record import Sample
+from hal.testing.parts import many, parts
+from hal.testing.record import Codes, Part, Sample
 from hal.testing.subject import HOST, Subject, expected, placed, results
 from hal.validate import as_tuple
 
@@ -22,13 +23,47 @@ STRIDE = 2**30 + 7
 """Elements between rows: the third one lies beyond 31 bits, while the stride itself is below."""
 
 
+# Beyond the sizes at which kernels go over to other tiles, or another order of sums.
+_BATCH = 300
+
+# Beyond 65,535, which is what the second dimension of a grid holds on most devices.
+_ROWS = 70_000
+
+# Elements of a sample that may be repeated so often; with more it would take seconds.
+_IN_BATCH, _IN_ROWS = 5_000, 100
+
+
+def _ran(subject: Subject, part: Part) -> tuple[Tensor | None, ...]:
+    return as_tuple(subject.run(placed(list(part.arguments.values()), str(subject.device))))
+
+
+def _of(result: Tensor | None, rows: slice) -> Tensor | None:
+    return None if result is None else result[rows]
+
+
+def _small(sample: Sample, most: int) -> bool:
+    """Whether it may be repeated, in the layout that it has."""
+    given = [v for v in (*sample.args, *sample.kwargs.values()) if isinstance(v, Tensor)]
+    plain = all(value.is_contiguous() for value in given)
+    return plain and sum(value.numel() for value in given) <= most
+
+
 def _alone(subject: Subject, sample: Sample) -> None:
     whole = as_tuple(subject.run(subject.flat(sample)))
     for part in parts(subject.op, subject.record, sample):
-        flat = placed(list(part.arguments.values()), str(subject.device))
-        for i, (got, where) in enumerate(zip(as_tuple(subject.run(flat)), part.where, strict=True)):
-            want = None if whole[i] is None else whole[i][where]
-            assert same_bits(got, want), f"result {i}: rows {where} have other bits alone"
+        for i, (got, rows) in enumerate(zip(_ran(subject, part), part.where, strict=True)):
+            same = same_bits(got, _of(whole[i], rows))
+            assert same, f"result {i}: rows {rows.start}:{rows.stop} have other bits alone"
+    batch = many(subject.op, subject.record, sample, _BATCH) if _small(sample, _IN_BATCH) else None
+    if batch is not None and not _refuses(subject, batch):
+        for i, (got, rows) in enumerate(zip(_ran(subject, batch), batch.where, strict=True)):
+            same = same_bits(_of(got, rows), whole[i])
+            assert same, f"result {i}: the rows have other bits in a batch of {_BATCH} or more"
+
+
+def _refuses(subject: Subject, part: Part) -> bool:
+    supports = subject.kernel.supports
+    return supports is not None and supports(**part.arguments) is not None
 
 
 @check("invariance")
@@ -100,12 +135,43 @@ def _far_apart(subject: Subject, name: str) -> None:
         assert_close(got.to(HOST), wanted, subject.record.gates.get(got.dtype, 0.0))
 
 
+def _repeated(want: Any, times: int) -> Any:
+    if isinstance(want, Codes):
+        return Codes(torch.cat([want.values] * times))
+    return torch.cat([want] * times)
+
+
+def _crowded(subject: Subject, sample: Sample) -> None:
+    crowd = many(subject.op, subject.record, sample, _ROWS)
+    assert crowd is not None
+    if _refuses(subject, crowd):
+        return
+    given = zip(_ran(subject, crowd), crowd.where, strict=True)
+    found = [(got, rows) for got, rows in given if got is not None]
+    for (got, rows), want in zip(found, expected(subject.record, sample), strict=True):
+        wanted = want if rows.stop is None else _repeated(want, len(got) // rows.stop)
+        assert_close(got.to(HOST), wanted, subject.record.gates.get(got.dtype, 0.0))
+
+
+def _crowds(subject: Subject) -> list[Sample]:
+    """The sample that shows most of those whose rows may be repeated so often."""
+    fit = [
+        s
+        for s in accepted(subject)
+        if _small(s, _IN_ROWS) and many(subject.op, subject.record, s, 1)
+    ]
+    return sorted(fit, key=lambda s: s.args[0].numel())[-1:]
+
+
 @check("offsets", isolated=True)
 def offsets(subject: Subject, effort: Effort) -> int:
-    """Rows 2^30 + 7 elements apart are found: no offset is cut to 32 bits."""
+    """Rows 2^30 + 7 elements apart are found, and all of 70,000: no offset or grid is cut off."""
     del effort
     far = subject.record.rows if subject.record.far is None else subject.record.far
     fit = [name for name in far if _fit(subject, name) is not None]
-    if not fit:
+    crowds = _crowds(subject)
+    if not fit and not crowds:
         raise NotApplicable("no argument has rows that may lie apart")
-    return each(fit, lambda name: _far_apart(subject, name), str)
+    cases = {name: functools.partial(_far_apart, subject, name) for name in fit}
+    cases |= {f"{_ROWS} rows": functools.partial(_crowded, subject, s) for s in crowds}
+    return each(cases, lambda name: cases[name](), str)
