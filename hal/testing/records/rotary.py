@@ -104,6 +104,19 @@ def offsets(draw: Heads) -> Iterator[Sample]:
     yield Sample(
         "negative offsets", (positions, *heads, cache(16)), {"offsets": -draw.positions(5, half)}
     )
+    far = 2**40
+    yield Sample(
+        "positions beyond 32 bits, brought back",
+        (positions + far, *heads, cache(16)),
+        {"offsets": torch.full((5,), -far)},
+    )
+    # As many rows as it takes, all in one place.
+    large = torch.tensor([[0.6, 0.8]]).half().expand(2**31 + POSITIONS, 2)
+    yield Sample(
+        "int32 positions and offsets whose sum is beyond",
+        (torch.full((5,), 2**31 - 1, dtype=torch.int32), *heads, large),
+        {"offsets": torch.arange(1, 6, dtype=torch.int32)},
+    )
     yield Sample(
         "one offset expanded",
         (positions, *heads, cache(16)),
