@@ -173,7 +173,7 @@ edit(
 edit(
     "rotary_embedding",
     "positions and offsets added in 32 bits",
-    "whose sum is beyond: ",
+    "offsets whose sum is beyond: ",
     "positions.long() + offsets",
     "(positions.int() + offsets.int()).long()",
 )

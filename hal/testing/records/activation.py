@@ -155,15 +155,15 @@ def mul_add_samples() -> Iterator[Sample]:
     yield Sample("y expanded", (x, x[:1].expand(5, 33), 0.3))
     yield Sample("y of NaN", (x, x * math.nan, 0.0))
     yield Sample("x is y", (x, x, 2.0))
-    # What is left is below the last place of float32.
-    rest = torch.full((5, 33), 1e-10 - 0.1, dtype=torch.float64)
-    yield Sample("y float64 of the opposite", (torch.ones(5, 33), rest, 0.1))
     large = torch.full((2, 65), 6e4).half()
     yield Sample("a product beyond float16", (large, -large, 1.5))
     for dtype in (torch.float16, torch.bfloat16):
         # Half way from 1 to the next number of the dtype, in which it would round to 1.
         scale = 1 + torch.finfo(dtype).eps / 2
         yield Sample(f"a scale that {dtype} lacks", (x.to(dtype), torch.zeros_like(x), scale))
+    # What is left is below the last place of float32.
+    rest = torch.full((5, 33), 1e-10 - 0.1, dtype=torch.float64)
+    yield Sample("y float64 of the opposite", (torch.ones(5, 33), rest, 0.1))
 
 
 def mul_add_refusals() -> Iterator[Refusal]:

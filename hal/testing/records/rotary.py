@@ -46,6 +46,11 @@ def samples() -> Iterator[Sample]:
             yield Sample(f"{layout}, {case.name}", case.args, kwargs)
     positions, query, key = Heads().call(5, 4, 2, 16)
     yield Sample("defaults", (positions, query, key, cache(16)))
+    # As many rows as it takes, all in one place.
+    large = torch.tensor([[0.6, 0.8]]).half().expand(2**31 + POSITIONS, 2)
+    last = torch.full((5,), 2**31 - 1, dtype=torch.int32)
+    kwargs = {"offsets": torch.arange(1, 6, dtype=torch.int32)}
+    yield Sample("positions and offsets whose sum is beyond", (last, query, key, large), kwargs)
 
 
 def cases(draw: Heads) -> Iterator[Sample]:
@@ -109,13 +114,6 @@ def offsets(draw: Heads) -> Iterator[Sample]:
         "positions beyond 32 bits, brought back",
         (positions + far, *heads, cache(16)),
         {"offsets": torch.full((5,), -far)},
-    )
-    # As many rows as it takes, all in one place.
-    large = torch.tensor([[0.6, 0.8]]).half().expand(2**31 + POSITIONS, 2)
-    yield Sample(
-        "int32 positions and offsets whose sum is beyond",
-        (torch.full((5,), 2**31 - 1, dtype=torch.int32), *heads, large),
-        {"offsets": torch.arange(1, 6, dtype=torch.int32)},
     )
     yield Sample(
         "one offset expanded",
