@@ -39,9 +39,9 @@ def planted(*gaps: Gap, **kernels: Any) -> Plugin:
 
 
 def doubled(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
-    """Off by a factor, in bfloat16 alone."""
+    """Off by one, in bfloat16 alone."""
     result = kernel("rms_norm").fn(x, weight, eps)
-    return result * 2 if x.dtype == torch.bfloat16 else result
+    return result + 1 if x.dtype == torch.bfloat16 else result
 
 
 WRONG = hal.Kernel(fn=doubled, name="wrong")

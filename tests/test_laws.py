@@ -16,6 +16,7 @@ import hal
 from hal.op import OPS
 from hal.testing.laws import LAWS, Law, check_law
 from hal.testing.laws.law import Values, near
+from hal.testing.subject import memory
 from hal.validate import as_tuple
 from offering import NATIVE, backend, installed, kernel
 
@@ -89,11 +90,20 @@ def forgetful(results: list[Tensor], calls: int) -> None:
         x[..., :1] = 0
 
 
+def untidy(results: list[Tensor], calls: int) -> None:
+    """What lies between the elements holds anything."""
+    del calls
+    for x in results:
+        kept = x.clone()
+        memory(x).fill_(7)
+        x.copy_(kept)
+
+
 def numbers(results: list[Tensor]) -> list[Tensor]:
     return [x for x in results if x.dtype.is_floating_point and x.dtype.itemsize > 1]
 
 
-FAULTS = (leaking, sloppy, biased, miscounting, forgetful, fickle)
+FAULTS = (leaking, sloppy, biased, miscounting, forgetful, fickle, untidy)
 
 
 def faulty(op: str, fault: Callable[[list[Tensor], int], None]) -> hal.Kernel:

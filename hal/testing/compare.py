@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hal.testing.record import Codes
 
-__all__ = ["assert_close", "assert_codes"]
+__all__ = ["all_codes", "assert_close", "assert_codes"]
 
 # How far from the middle between two codes a float32 result may round to the other one. Of 309,826
 # codes in the records five do, all within 5e-7. A float32 activation that is off by 1e-6 of itself
@@ -15,7 +15,7 @@ __all__ = ["assert_close", "assert_codes"]
 NEAR_MIDDLE = 1e-3
 
 
-def _all_codes(dtype: torch.dtype) -> Tensor:
+def all_codes(dtype: torch.dtype) -> Tensor:
     """Every finite value of an 8-bit dtype but -128, in ascending order, as float64."""
     if dtype == torch.int8:
         return torch.arange(-127, 128).double()
@@ -28,7 +28,7 @@ def assert_codes(actual: Tensor, expected: Codes) -> None:
     got, values = actual.double(), expected.values
     assert got.shape == values.shape, f"{list(got.shape)} != {list(values.shape)}"
     assert torch.equal(got.isnan(), values.isnan()), "NaN in other places"
-    codes = _all_codes(actual.dtype)
+    codes = all_codes(actual.dtype)
     got, values = got[~got.isnan()], values[~values.isnan()]
     zero = len(codes) // 2
     above = torch.searchsorted(codes, values).clamp(1, len(codes) - 1)

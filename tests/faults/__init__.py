@@ -5,6 +5,7 @@ from __future__ import annotations
 from faults import (
     activation,
     attention,
+    decisions,
     extent,
     kv_cache,
     matmul,
@@ -23,6 +24,7 @@ __all__ = [
     "activation",
     "ask",
     "attention",
+    "decisions",
     "extent",
     "kv_cache",
     "matmul",

@@ -120,7 +120,7 @@ edit(
     TENSOR,
     "returns the given scale itself",
     "view of its argument|its argument scale|memory of scale",
-    "scale.reshape(1).clone()",
+    "scale.reshape(1).clone(memory_format=torch.contiguous_format)",
     "scale.reshape(1)",
     check="purity",
 )
@@ -160,8 +160,8 @@ edit(
     DEQUANT,
     "first group's scale for all",
     OFF,
-    "scale.repeat_interleave(group_size, dim=-1)",
-    "scale[..., :1].expand_as(scale).repeat_interleave(group_size, dim=-1)",
+    "scale.index_select(-1, torch",
+    "scale[..., :1].expand_as(scale).index_select(-1, torch",
 )
 
 edit(

@@ -34,9 +34,8 @@ def per_tensor_quant(
     x: Tensor, scale: Tensor | None = None, *, dtype: torch.dtype = torch.float8_e4m3fn
 ) -> tuple[Tensor, Tensor]:
     if scale is not None:
-        return encode(wide(x).contiguous() / scale.reshape(()), dtype), scale.reshape(1).clone(
-            memory_format=torch.contiguous_format
-        )
+        q = encode(wide(x).contiguous() / scale.reshape(()), dtype)
+        return q, scale.reshape(1).clone(memory_format=torch.contiguous_format)
     q, scale = quantized(x.flatten(), None, dtype)
     return q.reshape(x.shape), scale
 

@@ -65,6 +65,14 @@ def layouts_agree(rows: int, columns: int, dtype: torch.dtype, group: int, seed:
         equal(moved, scale)
 
 
+def padding_is_zero(rows: int, columns: int, group: int, ue8m0: bool, seed: int) -> None:
+    x = Values(seed)(rows, columns)
+    _, scale = hal.ops.per_token_group_quant(x, group, scale_layout="tma", ue8m0=ue8m0)
+    room = -(-rows // 4) * 4
+    whole = scale.as_strided((scale.shape[1], room), (room, 1))
+    equal(whole[:, rows:], torch.zeros_like(whole[:, rows:]))
+
+
 def ue8m0_rounds_up(rows: int, columns: int, dtype: torch.dtype, group: int, seed: int) -> None:
     x = Values(seed)(rows, columns)
     _, scale = hal.ops.per_token_group_quant(x, group, dtype=dtype)
@@ -150,6 +158,13 @@ LAWS = [
     ),
     Law("x is within half a step of its codes", (GROUP, "dequantize"), GROUPED, round_trip),
     Law("the layout of the scales changes no number", (GROUP,), GROUPED, layouts_agree),
+    Law(
+        "the padding of the tma layout is zero",
+        (GROUP,),
+        {key: GROUPED[key] for key in ("rows", "columns", "group", "seed")}
+        | {"ue8m0": st.booleans()},
+        padding_is_zero,
+    ),
     Law("ue8m0 rounds up to a power of two", (GROUP, "dequantize"), GROUPED, ue8m0_rounds_up),
     Law("per_token_quant has one group", (TOKEN, GROUP), SHAPE, token_is_one_group),
     Law(

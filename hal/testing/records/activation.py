@@ -161,6 +161,9 @@ def mul_add_samples() -> Iterator[Sample]:
         # Half way from 1 to the next number of the dtype, in which it would round to 1.
         scale = 1 + torch.finfo(dtype).eps / 2
         yield Sample(f"a scale that {dtype} lacks", (x.to(dtype), torch.zeros_like(x), scale))
+    # What is left is below the last place of float32.
+    rest = torch.full((5, 33), 1e-10 - 0.1, dtype=torch.float64)
+    yield Sample("y float64 of the opposite", (torch.ones(5, 33), rest, 0.1))
 
 
 def mul_add_refusals() -> Iterator[Refusal]:

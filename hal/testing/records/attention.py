@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from hal.testing.record import Refusal, Sample
 from hal.testing.records.draws import Draws
 
+INDEX = (torch.int32, torch.int64)
 HALVES = (torch.float16, torch.bfloat16)
 LENGTHS = [0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129, 257]
 HEAD_DIMS = [1, 2, 3, 7, 8, 31, 33, 64, 65, 80, 96, 128, 129, 192, 255, 256]
@@ -108,6 +110,22 @@ def option_samples(args: list[Any], sinks: Tensor) -> Iterator[Sample]:
     yield Sample("a sink of -inf", tuple(args), {"sinks": torch.full_like(sinks, -math.inf)})
     every = {"scale": 0.4, "causal": True, "window": (4, -1), "softcap": 2.0, "sinks": 3 * sinks}
     yield Sample("every option", tuple(args), every)
+
+
+def combinations(make: Any, sinks: Tensor) -> Iterator[Sample]:
+    """Every option with every other, for three query heads to a head of the keys."""
+    options = {"causal": True, "window": (3, 2), "softcap": 1.5, "sinks": sinks, "scale": 0.4}
+    for i, chosen in enumerate(itertools.product((False, True), repeat=len(options))):
+        kwargs = {name: options[name] for name, on in zip(options, chosen, strict=True) if on}
+        args = make(heads=(6, 2), dtype=(torch.float32, *HALVES)[i % 3], index=INDEX[i % 2])
+        yield Sample(f"{' and '.join(kwargs) or 'no option'} of GQA", tuple(args), kwargs)
+
+
+def mixed_indices(args: list[Any], places: Sequence[int]) -> Iterator[Sample]:
+    """Each of the index tensors in 64 bits beside the others in 32."""
+    for i in places:
+        given = [x.long() if i == j else x for j, x in enumerate(args)]
+        yield Sample(f"argument {i} alone int64", tuple(given), {"causal": True})
 
 
 def shape_samples(make: Any, **kwargs: Any) -> Iterator[Sample]:

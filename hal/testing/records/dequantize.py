@@ -35,6 +35,9 @@ def dequantize_samples() -> Iterator[Sample]:
         yield Sample(layout, (q, make.scales(*q.shape[:-1], columns), 16))
         by_columns = make.scales(*q.shape[:-2], columns, q.shape[-2]).mT
         yield Sample(f"{layout}, scale by columns", (q, by_columns, 16))
+    for group in (1, 3, 72, 73, 2**40):
+        args = make.ints(5, 72), make.scales(5, -(-72 // group)), group
+        yield Sample(f"groups of {group}", args)
     yield from dequantize_shapes()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
 from hal.testing.records.factors import BF16, E4M3, E5M2, F16, F32, Maker, flat_rows, numbers
+from hal.testing.records.ties import odd_ties
 
 # Bits of the mantissa, exponent of the smallest normal number, largest number.
 FORMATS = {E4M3: (3, -6, 448.0), E5M2: (2, -14, 57344.0)}
@@ -79,6 +80,7 @@ def samples() -> Iterator[Sample]:
     yield from layouts(make)
     yield from values(make)
     yield from eight_bit(make)
+    yield from exactly(make)
 
 
 def routings(make: Experts) -> Iterator[Sample]:
@@ -142,6 +144,24 @@ def eight_bit(make: Experts) -> Iterator[Sample]:
     yield Sample("8 bits, gelu", tuple(args), gelu)
     turned = {n: s.transpose(1, 2).contiguous().transpose(1, 2) for n, s in scales.items()}
     yield Sample("8 bits, scales column by column", tuple(args), turned)
+
+
+def exactly(make: Experts) -> Iterator[Sample]:
+    """What a rounding in between would show."""
+    for dtype in (F16, BF16):
+        # Beside the first result each of the others is half of the dtype's last place.
+        small = torch.full((3, 64), torch.finfo(dtype).eps / 2)
+        weights, ids = torch.cat((torch.ones(3, 1), small), dim=1), torch.arange(65).repeat(3, 1)
+        ones = [torch.ones(shape, dtype=dtype) for shape in [(3, 1), (65, 2, 1), (65, 1, 1)]]
+        yield Sample(f"many small results {dtype}", (*ones, weights, ids), {})
+    for code in (E4M3, E5M2):
+        # Quotients halfway between two codes, which a product with the inverse misses.
+        args, scales = make.eight(50, hidden=128, inter=2, code=code, dtype=F32)
+        args[0] = odd_ties(code)[:50]
+        yield Sample(f"ties in {code}", tuple(args), scales)
+    x, w13, w2, weights, ids = make.mixture(4, dtype=torch.float64)
+    yield Sample("float64 by float32 weights", (x, w13, w2, weights.float(), ids))
+    yield Sample("float16 weights", (x, w13, w2, weights.half(), ids))
 
 
 def refusals() -> Iterator[Refusal]:

@@ -76,8 +76,27 @@ def gemv_samples() -> Iterator[Sample]:
     yield Sample("float64", tuple(args), {"norm_weight": make(8).double()})
     args, kwargs = make.eight((3,), 130, 140, code=E5M2)
     yield Sample("e5m2", tuple(args), kwargs)
+    yield from gemv_dtypes(Factors(24))
     yield from gemv_layouts(make)
     yield from gemv_values(make)
+
+
+def gemv_dtypes(make: Factors) -> Iterator[Sample]:
+    for x_dtype, dtype in [(E4M3, E5M2), (E5M2, E4M3), (E5M2, E5M2)]:
+        (x, _), scales = make.eight((3,), 6, 140, code=x_dtype)
+        args = x, make.codes(6, 140, dtype=dtype)
+        yield Sample(f"{x_dtype} by {dtype}", args, scales | {"activation": "swiglu"})
+    doubled = torch.float64
+    args, kwargs = make.four((3,), 10, 64, groups=4, dtype=doubled)
+    yield Sample("4 bits, float64", tuple(args), kwargs | {"activation": "swiglu"})
+    for dtype in (F16, doubled):
+        norm = {"norm_weight": make(10).to(dtype)}
+        yield Sample(f"4 bits, float64, norm {dtype}", tuple(args), kwargs | norm)
+        plain, _ = make.plain((3,), 10, 40, dtype=BF16)
+        yield Sample(f"bfloat16, norm {dtype}", tuple(plain), norm)
+    args, kwargs = make.four((3,), 10, 64, groups=4)
+    scale = {"weight_scale": kwargs["weight_scale"].half()}
+    yield Sample("4 bits, bfloat16 by float16 scales", (args[0].to(BF16), args[1]), scale)
 
 
 def turned(x: Tensor) -> Tensor:

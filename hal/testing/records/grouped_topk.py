@@ -13,13 +13,16 @@ from torch import Tensor
 from hal.testing.record import Record, Refusal, Sample
 from hal.testing.records.draws import Draws
 from hal.testing.records.topk import (
+    BF16,
     DOUBLE,
+    HALF,
     INF,
     NAN,
     Row,
     Score,
     bias_for,
     biased,
+    close_calls,
     each_row,
     extremes,
     layouts,
@@ -63,6 +66,7 @@ def grouped_samples() -> Iterator[Sample]:
                 args = draw(3, experts), k + more.get("num_fused_shared_experts", 0)
                 yield Sample(kind + name, args, kwargs | more)
     yield from grouped_views(draw)
+    yield from grouped_combinations(draw)
 
 
 def grouped_views(draw: Draws) -> Iterator[Sample]:
@@ -86,6 +90,25 @@ def grouped_views(draw: Draws) -> Iterator[Sample]:
             yield Sample(f"bias with a {value}, {scoring}", (draw(5, 24), 5), biased)
             biased = kwargs | {"correction_bias": torch.full((24,), value, dtype=DOUBLE)}
             yield Sample(f"bias of {value}, {scoring}", (draw(5, 24), 5), biased)
+
+
+def grouped_combinations(draw: Draws) -> Iterator[Sample]:
+    """Every option with every other."""
+    groups = {"num_groups": 4, "topk_groups": 2, "routed_scaling_factor": 2.5}
+    values = ("softmax", "sigmoid"), (False, True), (False, True), (0, 2), (False, True)
+    for scoring, with_bias, renormalize, shared, on_output in itertools.product(*values):
+        name = f"{scoring}, bias {with_bias}, renormalize {renormalize}, {shared} shared"
+        kwargs: dict[str, Any] = groups | {"scoring": scoring, "renormalize": renormalize}
+        kwargs |= {"num_fused_shared_experts": shared, "scale_on_output": on_output}
+        kwargs["correction_bias"] = bias_for(24) if with_bias else None
+        yield Sample(f"{name}, scaled {on_output}", (draw(3, 24), 5 + shared), kwargs)
+    for name, gating, bias in close_calls():
+        for scoring in ("softmax", "sigmoid"):
+            kwargs = groups | {"scoring": scoring, "correction_bias": bias}
+            yield Sample(f"{name}, {scoring}", (gating, 3), kwargs)
+    for dtype in (HALF, BF16):
+        kwargs = groups | {"correction_bias": bias_for(24, dtype)}
+        yield Sample(f"bias {dtype}", (draw(3, 24), 5), kwargs)
 
 
 def grouped_refusals() -> Iterator[Refusal]:

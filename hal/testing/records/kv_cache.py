@@ -13,6 +13,7 @@ from torch import Tensor
 from hal.testing.parts import cut, spans
 from hal.testing.record import GATES, Part, Record, Refusal, Sample
 from hal.testing.records.draws import Draws
+from hal.testing.records.ties import odd_ties
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 HALVES = (torch.float16, torch.bfloat16)
@@ -102,6 +103,17 @@ def eight_bit_samples(maker: Maker) -> Iterator[Sample]:
             yield Sample(f"{value} in {cache_dtype}", (k * 0 + value, v * 0 - value, *rest))
         ties = torch.arange(k.numel()).view(k.shape) / 16 - 9
         yield Sample(f"ties in {cache_dtype}", (ties, ties * 2**-9, *rest))
+        odd = odd_ties(cache_dtype)[24:88:7].view(1, 10, 128)
+        scales = {"k_scale": odd[0, :, 0].double(), "v_scale": odd[0, :, 0]}
+        scales = {name: s / torch.finfo(cache_dtype).max for name, s in scales.items()}
+        args = maker.store(1, heads=10, head_dim=128, cache_dtype=cache_dtype)
+        yield Sample(f"ties of odd scales in {cache_dtype}", (odd, -odd, *args[2:]), scales)
+        scales = {"k_scale": torch.tensor([0.25, 2.0]), "v_scale": torch.tensor([1.5, 0.5])}
+        for dtype in HALVES:
+            given = {name: s.to(dtype) for name, s in scales.items()}
+            yield Sample(f"{dtype} scales in {cache_dtype}", (k, v, *rest), given)
+        yield Sample(f"k_scale alone in {cache_dtype}", (k, v, *rest), {"k_scale": 0.5})
+        yield Sample(f"v_scale alone in {cache_dtype}", (k, v, *rest), {"v_scale": 0.5})
         for limit in (448.0, 464.0, 480.0, 57344.0, 61440.0, 65536.0):
             near = limit + torch.linspace(-limit / 16, limit / 16, 32).expand(
                 k[:, :, 0].numel(), 32
@@ -181,9 +193,15 @@ def rounded(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return np.rint(x / step) * step
 
 
+def factors_of(scale: Any) -> np.ndarray:
+    """One factor, or one for each head, of a cache."""
+    scale = scale.double() if isinstance(scale, Tensor) else scale
+    return np.ones(1) if scale is None else np.asarray(scale, dtype=np.float64).reshape(-1)
+
+
 def stored(rows: Tensor, cache: Tensor, slots: list[int], scale: Any) -> Tensor:
     new, result = rows.double().numpy(), cache.double().numpy().copy()
-    factor = np.ones(1) if scale is None else np.asarray(scale, dtype=np.float64).reshape(-1)
+    factor = factors_of(scale)
     with np.errstate(all="ignore"):
         for row, slot in zip(new, slots, strict=True):
             if slot >= 0:

@@ -88,6 +88,12 @@ def scaled_values(make: Maker) -> Iterator[Sample]:
         yield Sample(f"one {value} in a {dtype}", args, {"out_dtype": BF16})
         args = (b, broken.to(dtype), b_scale, a_scale)
         yield Sample(f"one {value} in b {dtype}", args, {"out_dtype": F32})
+    # Half of the products are above 0 and half below: what is lost of sums beyond 2^24 is all.
+    a, b = torch.full((4, 8192), 127).to(INT8), make.integers(1, 128, 32, 8192)
+    b = torch.cat((b[:, :4096], -b[:, :4096] + (torch.arange(4096) % 512 == 7)), dim=1).to(INT8)
+    args = (a, b, torch.ones(4), torch.ones(32))
+    yield Sample("int8 sums beyond float32", args, {"out_dtype": F32})
+    a, b, a_scale, b_scale = make.factors(5, 13, 33)
     bias = torch.where(torch.arange(13) == 4, math.nan, 1.0)
     yield Sample("NaN bias", (a, b, a_scale, b_scale), {"out_dtype": F32, "bias": bias})
     for out in (F16, BF16):

@@ -69,6 +69,10 @@ def cases(make: Maker) -> Iterator[tuple[Any, ...]]:
         yield f"scale {scale}", make.call(), scale
     yield "float64", make.call(dtype=torch.float64)
     yield "int64", make.call(index=torch.int64)
+    for i in (3, 4):
+        args = make.call()
+        args[i] = args[i].long()
+        yield f"argument {i} alone int64", args
     yield from views(make)
     yield from values(make)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hal.testing.record import Record, Refusal, Sample
-from hal.testing.records.factors import BF16, F16, F32, numbers
+from hal.testing.records.factors import BF16, E4M3, E5M2, F16, F32, numbers
 from hal.testing.records.gemv import Call, Factors, gate, tokens_of, turned, values_of
 
 
@@ -47,6 +47,7 @@ def moe_samples() -> Iterator[Sample]:
     yield named("no results", routed(make, call, 4))
     yield named("no columns", routed(make, make.plain((4,), 3, 5, 0), 4))
     yield from moe_values(make)
+    yield from moe_dtypes(Factors(23))
 
 
 def named(name: str, sample: Sample, swiglu: bool = False) -> Sample:
@@ -72,6 +73,25 @@ def moe_values(make: Factors) -> Iterator[Sample]:
     yield Sample("weights that bfloat16 lacks", (ones, halves, between, ids.clamp(0, 2)))
     yield Sample("column by column", (turned(x), turned(weight), turned(weights), turned(ids)))
     yield Sample("expanded", (x[:1].expand(4, 16), weight[:1].expand(3, 8, 16), None, ids))
+
+
+def moe_dtypes(make: Factors) -> Iterator[Sample]:
+    call = make.plain((3,), 4, 6, 12, dtype=torch.float64)
+    x, weight, weights, ids = routed(make, call, 3).args
+    for dtype in (torch.float64, F32, F16, BF16):
+        yield Sample(f"float64, weights {dtype}", (x, weight, weights.to(dtype), ids))
+    yield named("float64, swiglu", routed(make, call, 3), swiglu=True)
+    for dtype in (torch.float64, F16):
+        call = make.four((3,), 4, 10, 64, groups=4, dtype=dtype)
+        yield named(f"4 bits, {dtype}", routed(make, call, 3))
+    (x, weight), kwargs = make.four((3,), 4, 10, 64, groups=4, dtype=F32)
+    call = [x.to(BF16), weight], {"weight_scale": kwargs["weight_scale"].half()}
+    yield named("4 bits, bfloat16 by float16 scales", routed(make, call, 3))
+    for x_dtype, dtype in [(E4M3, E5M2), (E5M2, E4M3), (E5M2, E5M2)]:
+        (x, _), scales = make.eight((3,), 4, 6, 140, code=x_dtype)
+        weight = make.codes(4, 6, 140, dtype=dtype)
+        sample = routed(make, ([x, weight], scales), 3)
+        yield named(f"{x_dtype} by {dtype}", sample, swiglu=True)
 
 
 def moe_refusals() -> Iterator[Refusal]:

@@ -48,6 +48,8 @@ def values(draw: Draws) -> Iterator[tuple[str, Tensor]]:
         yield f"all {value}", torch.full((2, 64), value)
     for dtype, large in ((HALF, 6e4), (BF16, 1e18), (FLOAT, 1e18), (DOUBLE, 1e100)):
         yield f"{large} {dtype}", draw(3, 64).sign().to(dtype) * large
+    for dtype in (BF16, FLOAT):
+        yield f"squares beyond float32, {dtype}", (draw(3, 64) * 1e20).to(dtype)
     yield "small against eps", draw(3, 64) * 1e-4
     yield "small float16", (draw(3, 64) * 1e-4).half()
     yield "far from zero", draw(3, 64, dtype=HALF, mean=100.0)
@@ -188,11 +190,19 @@ def layer_refusals() -> Iterator[Refusal]:
     yield Refusal(r"bias must be floating point; bias is \[8\] bool", (x, weight, weight.bool()))
 
 
-def rms_oracle(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
+def beyond(root: Tensor, exact: bool) -> Tensor:
+    """Roots whose squares float32 cannot hold count as infinite, unless all is ``exact``."""
+    return root if exact else root.masked_fill(root > torch.finfo(FLOAT).max ** 0.5, math.inf)
+
+
+def rms_oracle(
+    x: Tensor, weight: Tensor | None, eps: float = 1e-6, exact: bool | None = None
+) -> Tensor:
+    exact = x.dtype == DOUBLE if exact is None else exact
     x = x.double()
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     if x.shape[-1]:
-        length = length / math.sqrt(x.shape[-1])
+        length = beyond(length / math.sqrt(x.shape[-1]), exact)
     normed = x / torch.hypot(length, torch.tensor(math.sqrt(eps), dtype=DOUBLE))
     return normed if weight is None else torch.einsum("...d,d->...d", normed, weight.double())
 
@@ -201,11 +211,11 @@ def fused_oracle(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     total = torch.stack((x.double(), residual.double())).sum(0)
-    return rms_oracle(total, weight, eps), total
+    return rms_oracle(total, weight, eps, DOUBLE in (x.dtype, residual.dtype)), total
 
 
-def gemma_oracle(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    normed = rms_oracle(x, None, eps)
+def gemma_oracle(x: Tensor, weight: Tensor, eps: float = 1e-6, exact: bool | None = None) -> Tensor:
+    normed = rms_oracle(x, None, eps, exact)
     return torch.addcmul(normed, normed, weight.double())
 
 
@@ -213,7 +223,7 @@ def gemma_fused_oracle(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     _, total = fused_oracle(x, residual, weight)
-    return gemma_oracle(total, weight, eps), total
+    return gemma_oracle(total, weight, eps, DOUBLE in (x.dtype, residual.dtype)), total
 
 
 def layer_oracle(
@@ -222,7 +232,7 @@ def layer_oracle(
     count = max(x.shape[-1], 1)
     centred = x.double() - torch.einsum("...d->...", x.double())[..., None] / count
     variance = torch.einsum("...d,...d->...", centred, centred)[..., None] / count
-    out = centred / torch.sqrt(variance + eps)
+    out = centred / beyond(torch.sqrt(variance + eps), x.dtype == DOUBLE)
     if weight is not None:
         out = torch.einsum("...d,d->...d", out, weight.double())
     return out if bias is None else out + bias.double()

@@ -15,7 +15,9 @@ from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.attention import (
     RAGGED,
     Maker,
+    combinations,
     loose_samples,
+    mixed_indices,
     option_refusals,
     option_samples,
     sequences_oracle,
@@ -24,6 +26,7 @@ from hal.testing.records.attention import (
     starts,
     within,
 )
+from hal.testing.records.kv_cache import factors_of
 
 
 def paged_samples() -> Iterator[Sample]:
@@ -43,6 +46,7 @@ def paged_samples() -> Iterator[Sample]:
         yield Sample(f"{cache_dtype}, one element, {dtype}", args, one)
         heads = {"k_scale": torch.tensor([0.3, 1.5]), "v_scale": torch.tensor([2.5, 0.7])}
         yield Sample(f"{cache_dtype}, for each head, {dtype}", args, heads)
+    yield from paged_combinations()
     q, k_cache, v_cache, *rest = maker.paged()
     both = torch.stack((k_cache, v_cache), dim=1)
     yield Sample("two halves of one tensor", (q, both[:, 0], both[:, 1], *rest), {"causal": True})
@@ -62,6 +66,24 @@ def paged_samples() -> Iterator[Sample]:
         caches[where] = spoiled(caches[where], (block, 2, 0, 3), math.nan)
         yield Sample(f"NaN in {name}_cache", (*caches, *rest), {"causal": True})
     yield Sample("NaN in q", (spoiled(q, (3, 1, 2), math.nan), k_cache, v_cache, *rest))
+
+
+def paged_combinations() -> Iterator[Sample]:
+    maker = Maker(8)
+    yield from combinations(maker.paged, maker(6))
+    yield from mixed_indices(maker.paged(), (3, 4, 5))
+    every = {"scale": 0.4, "causal": True, "window": (4, 2), "softcap": 2.0, "sinks": maker(4)}
+    heads = {"k_scale": torch.tensor([0.3, 1.5]), "v_scale": torch.tensor([2.5, 0.7])}
+    for cache_dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        args = tuple(maker.paged(dtype=torch.bfloat16, cache_dtype=cache_dtype))
+        yield Sample(f"{cache_dtype}, every option", args, every | heads)
+        yield Sample(f"{cache_dtype}, k_scale alone", args, {"k_scale": 0.3, "window": (3, 3)})
+        yield Sample(f"{cache_dtype}, v_scale alone", args, {"v_scale": 0.3, "window": (3, 3)})
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            scales = {name: scale.to(dtype) for name, scale in heads.items()}
+            yield Sample(f"{cache_dtype}, {dtype} scales", args, scales)
+    args = maker.paged(dtype=torch.float64, cache_dtype=torch.float8_e4m3fn)
+    yield Sample("float64 by an 8-bit cache", tuple(args), every | heads)
 
 
 def paged_refusals() -> Iterator[Refusal]:
@@ -104,7 +126,7 @@ def paged_refusals() -> Iterator[Refusal]:
 def pages(cache: Tensor, scale: Any, block_table: Tensor, seq_lens: Tensor) -> list[np.ndarray]:
     """The rows of each sequence, gathered key by key."""
     rows = cache.double().numpy()
-    factor = np.ones(1) if scale is None else np.asarray(scale, dtype=np.float64).reshape(-1)
+    factor = factors_of(scale)
     size, table = cache.shape[1], block_table.tolist()
     found = []
     for sequence, length in enumerate(seq_lens.tolist()):

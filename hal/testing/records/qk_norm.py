@@ -117,6 +117,10 @@ def values(make: Maker) -> Iterator[tuple[Any, ...]]:
         yield f"all {value}", [torch.full((5, 112), value), *rest]
     yield "6e4 in float16", [(qkv.sign() * 6e4).half(), *rest]
     yield "1e18 in bfloat16", [(qkv.sign() * 1e18).bfloat16(), *rest]
+    # Without values, which would be all there is to see.
+    for size, dtype in [(1e4, FLOAT), (6e4, HALF), (1e18, BF16), (1e20, FLOAT)]:
+        heads = (qkv[:, :64].sign() * size).to(dtype)
+        yield f"{size} in {dtype}, no values", [heads, *rest[:-2], 4, 0]
     yield "small against eps", [qkv * 1e-4, *rest]
     # A query, its last element, a key, a value.
     for value in (math.nan, math.inf, -math.inf):
@@ -190,12 +194,14 @@ def oracle(
 ) -> Tensor:
     """Head by head: its length with ``hypot``, then a matrix of rotations."""
     out, size = qkv.double().clone(memory_format=torch.contiguous_format), q_weight.shape[0]
+    limit = torch.finfo(DOUBLE if qkv.dtype == DOUBLE else FLOAT).max
     turns = [rotation(cos_sin_cache[p].double(), size, is_neox) for p in positions.tolist()]
     for token, turn in enumerate(turns):
         for head in range((num_q_heads + num_kv_heads) if size else 0):
             weight = q_weight if head < num_q_heads else k_weight
             here = out[token, head * size : (head + 1) * size]
             root = math.hypot(*(here / math.sqrt(size)).tolist(), math.sqrt(eps))
+            root = math.inf if root**2 > limit else root
             root = math.nan if here.isnan().any() else root
             normed = here / root * weight.double()
             # A product with the matrix would carry NaN from everywhere to everywhere.

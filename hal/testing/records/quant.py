@@ -13,6 +13,7 @@ from torch import Tensor
 from hal.testing.parts import cut, spans
 from hal.testing.record import Codes, Part, Record, Refusal, Sample
 from hal.testing.records.draws import Draws
+from hal.testing.records.ties import odd_ties
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 CODES = (E4M3, E5M2, INT8)
@@ -86,6 +87,10 @@ def group_samples() -> Iterator[Sample]:
         for ue8m0 in (False, True):
             kwargs = {"dtype": dtype, "ue8m0": ue8m0}
             yield Sample(f"{dtype} NaN and infinity, ue8m0 {ue8m0}", (x, 32), kwargs)
+        yield Sample(f"{dtype} ties of odd scales", (odd_ties(dtype),), {"dtype": dtype})
+        powers = LIMITS[dtype] * 2.0 ** torch.arange(-40, 40).repeat_interleave(16).view(10, 128)
+        kwargs = {"dtype": dtype, "ue8m0": True}
+        yield Sample(f"{dtype} powers of two", (powers, 16), kwargs)
     yield from group_layouts()
 
 
@@ -153,6 +158,7 @@ def token_samples() -> Iterator[Sample]:
         for scale in (1, 3):
             ties = torch.tensor([TIES, [LIMITS[dtype], *TIES[1:]]]) * scale
             yield Sample(f"ties of {scale} to {dtype}", (ties,), kwargs)
+        yield Sample(f"ties of odd scales to {dtype}", (odd_ties(dtype),), kwargs)
 
 
 def token_refusals() -> Iterator[Refusal]:
@@ -175,6 +181,10 @@ def tensor_samples() -> Iterator[Sample]:
             yield Sample(f"one {value} to {dtype}", (x,), kwargs)
             yield Sample(f"one {value} to {dtype} by 2", (x, torch.tensor(2.0)), kwargs)
         yield Sample(f"ties by 1 to {dtype}", (torch.tensor(TIES), torch.tensor([1.0])), kwargs)
+        for row in odd_ties(dtype)[24:94:7]:
+            scale = row[:1] / LIMITS[dtype]
+            yield Sample(f"ties of {int(scale)} to {dtype}", (row,), kwargs)
+            yield Sample(f"ties by {int(scale)} to {dtype}", (row[1:], scale), kwargs)
         yield Sample(f"scalar to {dtype}", (torch.tensor(-3.0),), kwargs)
         yield Sample(f"scalar by 1.5 to {dtype}", (torch.tensor(3.1), torch.tensor(1.5)), kwargs)
     x = make.rows(2, 5)

@@ -111,6 +111,10 @@ def norm_samples() -> Iterator[Sample]:
     for dtype in DTYPES:
         args = make(3, 40).bfloat16(), weight.to(dtype)
         yield Sample(f"weight {dtype}", args, {"group_size": 16})
+    for eps in (0.0, 1e-3, 10.0):
+        kwargs = {"eps": eps, "scale": STATIC}
+        yield Sample(f"eps {eps}", (make(3, 40), weight, eps), {"group_size": 16})
+        yield Sample(f"eps {eps} by name", (make(3, 40), weight), kwargs)
 
 
 def norm_refusals() -> Iterator[Refusal]:
@@ -135,6 +139,12 @@ def add_samples() -> Iterator[Sample]:
     for dtype in DTYPES:
         args = make(3, 40).bfloat16(), make(3, 40).to(dtype), weight
         yield Sample(f"residual {dtype}", args, {"group_size": 16})
+        args = make(3, 40).bfloat16(), make(3, 40), weight.to(dtype)
+        yield Sample(f"weight {dtype}", args, {"group_size": 16})
+    for eps in (0.0, 1e-3, 10.0):
+        args = make(3, 40), make(3, 40), weight
+        yield Sample(f"eps {eps}", (*args, eps), {"group_size": 16})
+        yield Sample(f"eps {eps} by name", args, {"eps": eps, "scale": STATIC})
     x = make(3, 40)
     yield Sample("x float64", (x.double(), make(3, 40).bfloat16(), weight))
     yield Sample("transposed residual", (x, make(40, 3).t(), weight))

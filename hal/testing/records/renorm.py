@@ -46,7 +46,9 @@ def limit_samples(name: str, numbers: list[Any], tensors: list[Tensor]) -> Itera
 
 TOP_K = [3, 1, 2, 0, -1, 66, 67, 2**31, 2**32 + 1, 2**40, -(2**63)]
 TOP_K_ROWS = torch.tensor([3, 0, 40, 1, -5])
+FAR_TOP_K = torch.tensor([2**32 + 1, -(2**32) + 2, 2**40, 2**31, 3])
 TOP_P = [0.75, 0.5, 0.9, 0.25, 0.125, 0.0, -1.0, 1.0, 1, 1.5, math.inf, 1e-30]
+CLOSE_MASS = torch.tensor([[0.699999989, 0.2, 0.100000011]], dtype=torch.float64)
 TOP_P_ROWS = torch.tensor([0.75, 0.0, 1.0, 0.3, 0.9])
 MIN_P = [0.25, 0.5, 0.1, 0.0, -1.0, 1.0, 1, 2.0, math.inf, 1e-30]
 MIN_P_ROWS = torch.tensor([0.25, 0.0, 1.0, 0.03, 2.0])
@@ -57,7 +59,10 @@ def forms(rows: Tensor, *dtypes: torch.dtype) -> list[Tensor]:
 
 
 def top_k_samples() -> Iterator[Sample]:
-    return limit_samples("top_k", TOP_K, forms(TOP_K_ROWS, torch.int64, torch.int32))
+    yield from limit_samples("top_k", TOP_K, forms(TOP_K_ROWS, torch.int64, torch.int32))
+    yield Sample("top_k of each beyond 32 bits", (Maker(3).probs(5, 40), FAR_TOP_K))
+    close = torch.tensor([[0.25, 0.25 + 1e-12, 0.25 - 1e-12, 0.25]], dtype=torch.float64)
+    yield Sample("a close call of float64", (close, 1))
 
 
 def top_p_samples() -> Iterator[Sample]:
@@ -65,11 +70,15 @@ def top_p_samples() -> Iterator[Sample]:
     yield from limit_samples("top_p", TOP_P, forms(TOP_P_ROWS, *dtypes))
     # All sums are exact: 717 are kept, of a limit in bfloat16 716.
     yield Sample("top_p 0.7 of 1024 equal ones", (torch.full((2, 1024), 2.0**-10), 0.7))
+    # In float32 the limit is below what precedes the second token.
+    yield Sample("a close call of float64", (CLOSE_MASS, 0.7))
 
 
 def min_p_samples() -> Iterator[Sample]:
     dtypes = torch.float32, torch.float64, *HALF
-    return limit_samples("min_p", MIN_P, forms(MIN_P_ROWS, *dtypes))
+    yield from limit_samples("min_p", MIN_P, forms(MIN_P_ROWS, *dtypes))
+    close = torch.tensor([[0.5, 0.05 - 1e-12, 0.05 + 1e-12]], dtype=torch.float64)
+    yield Sample("a close call of float64", (close, 0.1))
 
 
 def limit_refusals(name: str, number: Any, kind: str, other: Tensor) -> Iterator[Refusal]:

@@ -46,6 +46,11 @@ def samples() -> Iterator[Sample]:
             yield Sample(f"{layout}, {case.name}", case.args, kwargs)
     positions, query, key = Heads().call(5, 4, 2, 16)
     yield Sample("defaults", (positions, query, key, cache(16)))
+    # As many rows as it takes, all in one place.
+    large = torch.tensor([[0.6, 0.8]]).half().expand(2**31 + POSITIONS, 2)
+    last = torch.full((5,), 2**31 - 1, dtype=torch.int32)
+    kwargs = {"offsets": torch.arange(1, 6, dtype=torch.int32)}
+    yield Sample("positions and offsets whose sum is beyond", (last, query, key, large), kwargs)
 
 
 def cases(draw: Heads) -> Iterator[Sample]:
@@ -103,6 +108,12 @@ def offsets(draw: Heads) -> Iterator[Sample]:
     heads = draw(5, 3, 16), draw(5, 2, 16)
     yield Sample(
         "negative offsets", (positions, *heads, cache(16)), {"offsets": -draw.positions(5, half)}
+    )
+    far = 2**40
+    yield Sample(
+        "positions beyond 32 bits, brought back",
+        (positions + far, *heads, cache(16)),
+        {"offsets": torch.full((5,), -far)},
     )
     yield Sample(
         "one offset expanded",

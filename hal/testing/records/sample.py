@@ -14,6 +14,8 @@ from hal.checks import describe
 from hal.testing.parts import cut, spans
 from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.renorm import (
+    CLOSE_MASS,
+    FAR_TOP_K,
     MIN_P,
     MIN_P_ROWS,
     TOP_K,
@@ -25,11 +27,17 @@ from hal.testing.records.renorm import (
 )
 from hal.testing.records.vocab import HALF, SIZES, Maker, each_row, rows_of, views, with_nan
 
+# With offset 0 the first three draw from the tail below; for the last the word of a token is
+# 2**32 - 28, a uniform number that float32 rounds to 1.
+TAIL_SEEDS = [9537, 24566, 33578]
+LAST_SEED, LAST_TOKEN = 69, 89062
+
 
 def sample_samples() -> Iterator[Sample]:
     yield from sample_layouts()
     yield from sample_limits()
     yield from sample_noise()
+    yield from sample_mass()
 
 
 def sample_layouts() -> Iterator[Sample]:
@@ -80,6 +88,32 @@ def sample_limits() -> Iterator[Sample]:
     many = {name: limits.repeat(12) for name, limits in rows.items()}
     yield Sample("limits of each row", (make.probs(5, 40),), rows | noise)
     yield Sample("limits by output row", (make.probs(3, 40),), many | noise | {"indices": indices})
+
+
+def sample_mass() -> Iterator[Sample]:
+    """What comes behind a mass of 1, and what only float64 tells apart."""
+    make = Maker(6)
+    noise = {"seed": 3, "offset": 1}
+    for value in (1.0, 1, 1.5):
+        args = (make.probs(40, 66) * 96,)
+        yield Sample(f"top_p {value} beyond a mass of 1", args, {"top_p": value} | noise)
+    # Beside 1 each of the tail is less than half of float32's last place; the seeds draw from it.
+    tail = torch.full((1, 4097), 2.0**-25)
+    tail[0, 0] = 1
+    kwargs = {"seed": torch.tensor(TAIL_SEEDS), "offset": 0, "top_p": 1.0}
+    kwargs["indices"] = torch.zeros(len(TAIL_SEEDS), dtype=torch.int64)
+    yield Sample("a tail behind a mass of 1", (tail,), kwargs)
+    alone = torch.zeros(1, LAST_TOKEN + 1)
+    alone[0, -1] = 0.5
+    kwargs = {"seed": torch.tensor([LAST_SEED]), "offset": 0}
+    yield Sample("a uniform number that rounds to 1", (alone,), kwargs)
+    many = {"indices": torch.zeros(60, dtype=torch.int64)} | noise
+    yield Sample("a close call of float64", (CLOSE_MASS,), {"top_p": 0.7} | many)
+    kwargs = {"top_k": FAR_TOP_K.repeat(12), "indices": torch.arange(5).repeat(12)}
+    yield Sample("top_k of each beyond 32 bits", (make.probs(5, 40),), kwargs | noise)
+    for dtype in (torch.float64, *HALF):
+        limits = {"top_p": TOP_P_ROWS.to(dtype), "min_p": MIN_P_ROWS.to(dtype)}
+        yield Sample(f"limits {dtype}", (make.probs(5, 40),), limits | noise)
 
 
 def sample_noise() -> Iterator[Sample]:

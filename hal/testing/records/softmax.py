@@ -40,8 +40,10 @@ def softmax_temperatures() -> Iterator[Sample]:
     for temperature in (0.3, 1, 1e-30, 1e-50, math.inf):
         yield Sample(f"at {temperature}", (make.logits(3, 65),), {"temperature": temperature})
     yield Sample("float64", (make.logits(5, 64).double(),), {"temperature": 0.7})
+    close = torch.tensor([[1.0, 1 + 1e-12, 1 - 1e-12]], dtype=torch.float64)
+    yield Sample("a close call of float64", (close,), {"temperature": 0.0})
     per_row = torch.tensor([0.5, 0.0, 1.0, 2.0, -1.0, math.inf, math.nan])
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    for dtype in (torch.float32, torch.float64, *HALF):
         kwargs = {"temperature": per_row.to(dtype)}
         yield Sample(f"temperatures {dtype}", (make.logits(7, 40),), kwargs)
     yield Sample("strided temperatures", (make.logits(4, 40),), {"temperature": per_row[:8:2]})

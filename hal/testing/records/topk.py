@@ -54,6 +54,13 @@ def bias_for(experts: int, dtype: torch.dtype = FLOAT, scale: float = 0.5) -> Te
     return Draws(experts, scale)(experts, dtype=dtype)
 
 
+def close_calls() -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Logits or biases of 24 experts that only float64 tells apart."""
+    steps = Draws(24).integers(0, 1000, 5, 24).to(DOUBLE) * 1e-12
+    yield "close calls of float64", steps, None
+    yield "close calls of a float64 bias", torch.zeros(5, 24), 1 + steps[0]
+
+
 def routed_samples(seed: int) -> Iterator[Sample]:
     """Samples of ``(gating, k, renormalize, correction_bias)``."""
     draw = Draws(seed, 2.0)
@@ -71,6 +78,8 @@ def routed_samples(seed: int) -> Iterator[Sample]:
         same = torch.full((2, 12), value), 5
         yield Sample(f"all {value} renormalized", same, {"renormalize": True})
     yield from biases(draw)
+    for name, gating, bias in close_calls():
+        yield Sample(name, (gating, 5), {"correction_bias": bias})
 
 
 def biases(draw: Draws) -> Iterator[Sample]:
@@ -98,6 +107,13 @@ def softmax_samples() -> Iterator[Sample]:
             yield Sample(f"{experts} capped at {cap}", (gating, 4), kwargs)
             kwargs = kwargs | {"correction_bias": bias_for(experts), "renormalize": True}
             yield Sample(f"{experts} capped at {cap}, biased", (gating, 4), kwargs)
+    for dtype in (HALF, BF16, DOUBLE):
+        for renormalize in (False, True):
+            kwargs: dict[str, Any] = {"softcap": 3.0, "renormalize": renormalize}
+            name = f"{dtype} capped, renormalize {renormalize}"
+            yield Sample(name, (draw(9, 24, dtype=dtype), 5), kwargs)
+            kwargs["correction_bias"] = bias_for(24)
+            yield Sample(f"{name}, biased", (draw(9, 24, dtype=dtype), 5), kwargs)
     infinite = draw(5, 12)
     infinite[1, 5] = INF
     infinite[2] = -INF

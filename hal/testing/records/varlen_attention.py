@@ -14,7 +14,9 @@ from hal.testing.parts import spans
 from hal.testing.record import Part, Record, Refusal, Sample
 from hal.testing.records.attention import (
     Maker,
+    combinations,
     loose_samples,
+    mixed_indices,
     option_refusals,
     option_samples,
     sequences_oracle,
@@ -55,6 +57,9 @@ def varlen_samples() -> Iterator[Sample]:
     yield Sample("every option, bfloat16", tuple(args), {"softcap": 2.0, "sinks": maker(4)})
     yield from loose_samples(maker.varlen())
     yield from varlen_value_samples(maker)
+    more = Maker(9)
+    yield from combinations(more.varlen, more(6))
+    yield from mixed_indices(more.varlen(), (3, 4))
     q, k, v, *rest = maker.varlen()
     packed = torch.cat((k, v), dim=-1)
     yield Sample("k and v of one tensor", (q, packed[..., :16], packed[..., 16:], *rest))

@@ -31,6 +31,10 @@ def w4a16_samples() -> Iterator[Sample]:
             yield Sample(f"groups of {size}, zeros {dtype}", (x, qweight, scales), shifted)
     x, qweight, scales = make.packed(4, 9, 64, 32)
     yield Sample("float64", (x.double(), qweight, scales.double()), {"group_size": 32})
+    zeros = {"zeros": torch.rand(scales.shape, generator=make.generator).double() * 15}
+    args = (x.double(), qweight, scales.double())
+    yield Sample("float64, zeros", args, {"group_size": 32} | zeros)
+    yield Sample("zeros float64", (x, qweight, scales), {"group_size": 32} | zeros)
     for x_dtype, scale_dtype in [(BF16, F32), (F32, F16), (F16, BF16)]:
         args = (x.to(x_dtype), qweight, scales.to(scale_dtype))
         yield Sample(f"{x_dtype} with scales {scale_dtype}", args, {"group_size": 32})
