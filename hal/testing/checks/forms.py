@@ -15,7 +15,7 @@ from hal import ops
 from hal.errors import InvalidInput, NoKernel
 from hal.query import trace
 from hal.testing.checks.check import Effort, check, each, sampled
-from hal.testing.checks.results import same_bits
+from hal.testing.checks.results import compare, same_bits
 from hal.testing.outcome import NotApplicable
 from hal.testing.parts import many, parts
 from hal.testing.record import Part, Refusal, Sample
@@ -40,6 +40,9 @@ def _into_out(subject: Subject, sample: Sample) -> None:
     targets = tuple(map(_like, as_tuple(want)))
     out = targets[0] if isinstance(want, Tensor) else targets
     assert subject.run(subject.flat(sample), out=out) is out, "out= is not what is returned"
+    if not subject.kernel.deterministic:  # The bits of another call may be others.
+        compare(subject, sample, out)
+        return
     for i, (got, expected) in enumerate(zip(targets, as_tuple(want), strict=True)):
         assert same_bits(got, expected), f"out= of result {i} holds something else"
 
@@ -75,8 +78,12 @@ def _in_place(subject: Subject, sample: Sample) -> None:
     returned = as_tuple(subject.run(flat, f"{subject.op.name}_"))
     for i, (got, target, expected) in enumerate(zip(returned, targets, want, strict=True)):
         assert got is target, f"result {i} is not the argument"
+        if not subject.kernel.deterministic:
+            continue
         rounded = None if expected is None else expected.to(got.dtype)
         assert same_bits(got, rounded), f"result {i} is not what the functional form returns"
+    if not subject.kernel.deterministic:
+        compare(subject, sample, returned)
     _nothing_else(subject, flat, kept)
 
 

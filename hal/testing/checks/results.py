@@ -15,7 +15,7 @@ from hal.testing.compare import assert_close
 from hal.testing.record import Sample
 from hal.testing.subject import HOST, Subject, expected, memory, results
 
-__all__ = ["same_bits"]
+__all__ = ["compare", "same_bits"]
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def same_bits(got: Tensor | None, want: Tensor | None) -> bool:
     return torch.equal(_bits(got), _bits(want))
 
 
-def _compare(subject: Subject, sample: Sample, returned: Any) -> None:
+def compare(subject: Subject, sample: Sample, returned: Any) -> None:
+    """Hold what a kernel has returned for a sample against the oracle's results."""
     found, wanted = results(returned), expected(subject.record, sample)
     assert len(found) == len(wanted), f"{len(found)} results, not {len(wanted)}"
     for got, want in zip(found, wanted, strict=True):
@@ -42,7 +43,7 @@ def _compare(subject: Subject, sample: Sample, returned: Any) -> None:
 def numerics(subject: Subject, effort: Effort) -> int:
     """Every sample is within tolerance of the float64 oracle, NaN and infinities in place."""
     del effort
-    return sampled(subject, lambda s: _compare(subject, s, subject.run(subject.flat(s))))
+    return sampled(subject, lambda s: compare(subject, s, subject.run(subject.flat(s))))
 
 
 # Two buffers in turn, or three, are seen in the calls after the first.
@@ -133,7 +134,7 @@ def _complete(subject: Subject, sample: Sample) -> None:
         flat = subject.flat(sample)
         with Poisoned(value):
             returned = subject.op.call(subject.kernel.fn, flat)
-        _compare(subject, sample, returned)
+        compare(subject, sample, returned)
 
 
 @check("written")
