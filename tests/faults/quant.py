@@ -31,8 +31,8 @@ edit(
     GROUP,
     "padding of the last group counts as 1",
     ANY,
-    "groups * group_size - x.shape[-1]))\n",
-    "groups * group_size - x.shape[-1]), value=1.0)\n",
+    "padded(x.abs(), groups * group_size)",
+    "1 + padded(x.abs() - 1, groups * group_size)",
 )
 edit(GROUP, "scales above 448 for e5m2", ANY, "torch.finfo(dtype).max if", "448.0 if")
 edit(GROUP, "scale in half", OFF, "largest(dtype))).float()", "largest(dtype))).half().float()")

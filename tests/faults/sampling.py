@@ -285,10 +285,10 @@ edit(
     BITMASK,
     "columns beyond the mask kept",
     f"(words|short).*{INFS}",
-    "bits.shape[-1])) == 0",
-    "bits.shape[-1]), value=1) == 0",
+    "padded(bits, logits.shape[-1]) == 0",
+    "padded(bits ^ 1, logits.shape[-1]) == 1",
 )
-edit(BITMASK, "1 blocks", INFS, "bits.shape[-1])) == 0", "bits.shape[-1])) == 1")
+edit(BITMASK, "1 blocks", INFS, "logits.shape[-1]) == 0", "logits.shape[-1]) == 1")
 edit(
     BITMASK,
     "indices ignored",

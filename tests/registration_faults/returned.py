@@ -79,7 +79,7 @@ FAULTS = [
         "returned: memory that the next call overwrites",
         "silu_and_mul",
         "purity",
-        "the call before",
+        "of a call before",
         kernel=_kept(),
     ),
     Fault("returned: strides of its own", "silu_and_mul", "fake", BROKEN, kernel=_result(_rotated)),
