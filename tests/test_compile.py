@@ -102,7 +102,8 @@ def test_a_form_served_by_another_kernel_compiles_to_the_operator(name: str) -> 
     with installed(backend("other", devices=None, **{op: kernel(op)}), NATIVE):
         counter = CompileCounterWithBackend("aot_eager")
         compiled_is_eager(name, some(op, 3)[1], counter)
-    targets = [node.target for node in counter.graphs[0].graph.nodes]
+    # A float64 tensor without dimensions may be a number to torch, which then starts again.
+    targets = [node.target for node in counter.graphs[-1].graph.nodes]
     assert FORMS[name].overload in targets
 
 
