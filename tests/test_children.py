@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def quick_gelu(device):
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Any:
+def process(tmp_path: Path) -> Iterator[Any]:
     """Starts ``hal check`` of a backend that is there for it alone."""
     info = tmp_path / "hal_bad-1.0.dist-info"
     info.mkdir()
@@ -53,17 +55,27 @@ def process(tmp_path: Path) -> Any:
     (info / "entry_points.txt").write_text("[hal.backends]\nbad = hal_bad\n")
     (tmp_path / "hal_bad.py").write_text(BACKEND)
 
+    started: list[subprocess.Popen[str]] = []
+
     def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "hal", "check", "bad", *arguments],
             env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Tests that run in the background of a shell ignore interrupts, and so would a child.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        started.append(child)
+        return child
 
-    return start
+    yield start
+    for child in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
 
 def test_a_kernel_that_ends_the_process_is_refuted_and_the_rest_goes_on(process: Any) -> None:
