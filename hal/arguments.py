@@ -17,7 +17,7 @@ from hal.errors import InvalidInput
 from hal.hardware import Device
 from hal.op import Op
 
-__all__ = ["Shape", "dtype_named", "fitting", "given", "parsed_shape", "parsed_value"]
+__all__ = ["Shape", "dtype_named", "fitting", "given", "parsed_shape", "parsed_value", "words"]
 
 _SHAPE = re.compile(r"(?:(\w+)=)?((?:\d+(?:,\d+)*)?)(?::([\w.]+))?")
 _WORDS = {"true": True, "false": False, "none": None}
@@ -30,6 +30,11 @@ class Shape:
     sizes: tuple[int, ...]
     name: str | None = None
     dtype: torch.dtype | None = None
+
+
+def words(text: str | None) -> list[str] | None:
+    """What is typed separated by commas; None if nothing is."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -12,13 +12,13 @@ import torch
 import typer
 
 import hal
-from hal.arguments import dtype_named, fitting, given, parsed_shape, parsed_value
+from hal.arguments import dtype_named, fitting, given, parsed_shape, parsed_value, words
 from hal.checks import describe
 from hal.doctor import findings
 from hal.hardware import Device
 from hal.op import OPS, Op
 from hal.policy import op_name
-from hal.report import Report
+from hal.report import Report, capabilities
 from hal.select import Choice
 from hal.terminal import asked, emit, fail, say, show
 
@@ -180,7 +180,7 @@ def print_report(as_json: Json = False, device: OnDevice = None) -> None:
         say()
         say(", ".join(names))
         show(("op", "kernel", "why", "claims"), rows)
-        for told in dict.fromkeys(_told(found, name) for name in names):
+        for told in dict.fromkeys(_told(each) for each in found.devices if str(each) in names):
             say(f"device: {told}")
     say()
     for backend in found.backends:
@@ -194,10 +194,10 @@ def print_report(as_json: Json = False, device: OnDevice = None) -> None:
     return None
 
 
-def _told(report: Report, name: str) -> str:
+def _told(device: Device) -> str:
     """How the capabilities of a device stand."""
-    stand = report.to_dict()["capabilities"][name]
-    return ", ".join(f"{each} {word}" for each, word in stand.items()) or "nothing is claimed of it"
+    stand = [f"{each} {word}" for each, word in capabilities(device).items()]
+    return ", ".join(stand) or "nothing is claimed of it"
 
 
 def _alike(report: Report) -> list[tuple[list[str], tuple[tuple[str, ...], ...]]]:
@@ -230,10 +230,6 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
-
-
 @app.command()
 def check(
     backend: Annotated[str, typer.Argument(help="The name of a backend.")],
@@ -258,7 +254,7 @@ def check(
     except ModuleNotFoundError as error:
         fail(f"the conformance kit needs {error.name}: pip install 'torch-hal[testing]'")
     verdict = asked(
-        conformance, backend, device, _words(ops), _words(checks), thorough, apart=not in_process
+        conformance, backend, device, words(ops), words(checks), thorough, apart=not in_process
     )
     if as_json:
         emit(verdict.to_dict())

@@ -21,8 +21,10 @@ __all__ = [
     "check_types",
     "check_unrecorded",
     "first_tensor",
+    "overlaps",
     "tensors",
     "validate",
+    "without_data",
 ]
 
 _ACCEPTED: dict[Any, tuple[type, ...]] = {
@@ -84,7 +86,8 @@ def check_devices(op: Op, tensors: dict[str, Tensor]) -> None:
         raise InvalidInput(f"{op.name}: all tensors must be on one device; found {where}")
 
 
-def _meta(value: Any) -> Any:
+def without_data(value: Any) -> Any:
+    """An argument as it is, but for the data of a tensor."""
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
@@ -99,7 +102,7 @@ def validate(op: Op, flat: Sequence[Any]) -> tuple[Any, ...]:
     """Refuse bad arguments; return the results that the declaration promises, as meta tensors."""
     check_types(op, flat)
     check_devices(op, tensors(op, flat))
-    return as_tuple(op.call(op.contract, [_meta(value) for value in flat]))
+    return as_tuple(op.call(op.contract, list(map(without_data, flat))))
 
 
 def check_targets(op: Op, flat: Sequence[Any]) -> None:
@@ -108,13 +111,15 @@ def check_targets(op: Op, flat: Sequence[Any]) -> None:
         _check_apart(op.name, op.parameters[i].name, flat[i])
 
 
-def _overlaps(target: Tensor) -> bool:
-    steps = zip(target.shape, target.stride(), strict=True)
-    return any(step == 0 and size > 1 for size, step in steps) and target.numel() > 0
+def overlaps(value: Any) -> bool:
+    """Whether it is a tensor of which several elements share one place in memory."""
+    if not isinstance(value, Tensor) or not value.numel():
+        return False
+    return any(s == 0 and n > 1 for n, s in zip(value.shape, value.stride(), strict=True))
 
 
 def _check_apart(op: str, name: str, target: Any) -> None:
-    if isinstance(target, Tensor) and _overlaps(target):
+    if overlaps(target):
         raise InvalidInput(
             f"{op}: {name} is written to and must not be expanded; "
             f"its strides are {target.stride()} for {describe(target)}"

@@ -19,7 +19,7 @@ from hal.functions import FORMS
 from hal.op import OPS
 from hal.testing.record import Sample
 from hal.testing.records import RECORDS
-from hal.validate import as_tuple
+from hal.validate import as_tuple, overlaps
 from offering import NATIVE, backend, installed, kernel
 
 
@@ -33,15 +33,9 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def shares_memory(value: Any) -> bool:
-    return isinstance(value, Tensor) and any(
-        size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)
-    )
-
-
 def writable(op: str, sample: Sample) -> bool:
     flat = OPS[op].flatten(sample.args, sample.kwargs)
-    return not any(shares_memory(flat[i]) for i in OPS[op].overwritten)
+    return not any(overlaps(flat[i]) for i in OPS[op].overwritten)
 
 
 def refusal(text: str) -> str:

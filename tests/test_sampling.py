@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hal.testing.checks import statistics
+from hal.testing.checks.statistics import Sampler
 from hal.testing.records.sample import philox_oracle
 from hal_native import sampling
 from hal_native.philox import WORD, halves, philox4x32
@@ -24,10 +26,6 @@ from hal_native.sampling import (
     top_p_renorm,
 )
 
-Sampler = Callable[..., Tensor]
-
-# All seeds are fixed: a sound sampler passes always, or fails always with this probability.
-ALPHA = 1e-6
 INF, NAN = math.inf, math.nan
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
@@ -40,12 +38,9 @@ words = st.integers(0, WORD)
 longs = st.integers(-(2**63), 2**63 - 1)
 
 
-def draws(
-    row: Tensor, seed: Tensor | int, count: int, sampler: Sampler = sample, **kw: Any
-) -> Tensor:
+def draws(row: Tensor, seed: Tensor | int, count: int, **kw: Any) -> Tensor:
     """Ids drawn ``count`` times from one row of probabilities."""
-    indices = torch.zeros(count, dtype=torch.int64)
-    return sampler(row[None], seed=seed, **{"offset": 0} | kw, indices=indices)
+    return statistics.draws(row, seed, count, sample, **kw)
 
 
 def kept(row: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[bool]:
@@ -383,78 +378,9 @@ def test_indices_choose_the_probability_rows(
 # How often: checks of a sampler that a fault must not pass
 
 
-ZIPF = torch.arange(1, 25).pow(-1.5) / torch.arange(1, 25).pow(-1.5).sum()
-MIXED = ZIPF[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
-
-
-def p_value(ids: Tensor, probs: Tensor) -> float:
-    """Of a chi-square test over bands of half a bit of probability."""
-    band = (2 * probs.log2()).floor().nan_to_num(neginf=0).long()
-    band = (band.max() - band).clamp(max=60)
-    share = torch.zeros(61, dtype=torch.float64).index_add(0, band, probs.double())
-    expected = share / share.sum() * len(ids)
-    seen = torch.bincount(band[ids.long()], minlength=61)
-    full = expected >= 5
-    # The bands that are seldom drawn make up one.
-    seen = torch.cat([seen[full], seen[~full].sum()[None]])
-    expected = torch.cat([expected[full], expected[~full].sum()[None]])
-    used = expected >= 1
-    assert used.sum() > 1, "one band says nothing"
-    statistic = ((seen - expected).square() / expected)[used].sum()
-    freedom = used.sum().double() - 1
-    return torch.special.gammaincc(freedom / 2, statistic / 2).item()
-
-
-def check_frequencies(ids: Tensor, probs: Tensor) -> None:
-    """Nothing outside the support, all that was bound to come, each band as often as it should."""
-    expected = probs.double() / probs.double().sum() * len(ids)
-    seen = torch.bincount(ids.long(), minlength=len(probs))
-    assert not seen[probs == 0].any(), "drawn from outside the support"
-    assert seen[expected >= 30].all(), "never drawn"
-    assert p_value(ids, probs) > ALPHA, "drawn too often or too seldom"
-
-
-def check_seeds(sampler: Sampler) -> None:
-    row = MIXED * torch.tensor(kept(MIXED, top_k=20))
-    count = 2**15
-    check_frequencies(draws(MIXED, torch.arange(count), count, sampler, top_k=20), row)
-
-
-def check_offsets(sampler: Sampler) -> None:
-    seeds, offsets = torch.full((2**13,), 12345), torch.arange(2**13)
-    check_frequencies(draws(MIXED, seeds, 2**13, sampler, offset=offsets), MIXED)
-
-
-def check_pairs(sampler: Sampler) -> None:
-    """The next draw of a row knows nothing of the last: they agree as often as chance has it."""
-    first, second = (draws(MIXED, 99, 2**13, sampler, offset=offset) for offset in (4, 5))
-    same, chance = (first == second).double().mean(), MIXED.double().square().sum()
-    deviation = (chance * (1 - chance) / 2**13).sqrt()
-    assert abs(same - chance) < 4.9 * deviation, "draws depend on each other"
-
-
-def check_placement(sampler: Sampler) -> None:
-    seeds = torch.randint(2**40, (256,), generator=torch.Generator().manual_seed(0))
-    there, back = draws(MIXED, seeds, 256, sampler), draws(MIXED, seeds.flip(0), 256, sampler)
-    assert torch.equal(there, back.flip(0)), "the place in the batch counts"
-
-
-def check_losers(sampler: Sampler) -> None:
-    """A token that wins still wins when others lose some of their probability."""
-    generator = torch.Generator().manual_seed(0)
-    probs = torch.rand(256, 24, generator=generator)
-    winners = sampler(probs, seed=0, offset=0)
-    weaker = probs * torch.rand(256, 24, generator=generator)
-    weaker.scatter_(1, winners.long()[:, None], probs.gather(1, winners.long()[:, None]))
-    assert torch.equal(sampler(weaker, seed=0, offset=0), winners), "noise moves among tokens"
-
-
-CHECKS = [check_seeds, check_offsets, check_pairs, check_placement, check_losers]
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_sample_draws_as_the_probabilities_say(check: Callable[[Sampler], None]) -> None:
-    check(sample)
+def test_sample_draws_as_the_probabilities_say() -> None:
+    for statistic in statistics.STATISTICS:
+        statistic(sample, "cpu", 2**15)
 
 
 def hotter(probs: Tensor, **kw: Any) -> Tensor:
@@ -495,38 +421,38 @@ def by_rank(probs: Tensor, **kw: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("fault", "check", "complaint"),
     [
-        (hotter, check_seeds, "drawn too often or too seldom"),
-        (one_more, check_seeds, "drawn from outside the support"),
-        (one_less, check_seeds, "never drawn"),
-        (leaky, check_seeds, "drawn from outside the support"),
-        (without_seed, check_seeds, "never drawn"),
-        (without_offset, check_offsets, "never drawn"),
-        (without_offset, check_pairs, "draws depend on each other"),
-        (by_row, check_placement, "the place in the batch counts"),
-        (by_rank, check_losers, "noise moves among tokens"),
+        (hotter, statistics.seeds, "drawn too often or too seldom"),
+        (one_more, statistics.seeds, "drawn from outside the support"),
+        (one_less, statistics.seeds, "never drawn"),
+        (leaky, statistics.seeds, "drawn from outside the support"),
+        (without_seed, statistics.seeds, "never drawn"),
+        (without_offset, statistics.offsets, "never drawn"),
+        (without_offset, statistics.pairs, "draws depend on each other"),
+        (by_row, statistics.placement, "the place in the batch counts"),
+        (by_rank, statistics.losers, "noise moves among tokens"),
     ],
 )
 def test_a_planted_fault_is_caught(
-    fault: Sampler, check: Callable[[Sampler], None], complaint: str
+    fault: Sampler, check: Callable[[Sampler, str, int], None], complaint: str
 ) -> None:
     with pytest.raises(AssertionError, match=complaint):
-        check(fault)
+        check(fault, "cpu", 2**15)
 
 
 @pytest.mark.parametrize("top_k", [0, 50])
 def test_sample_draws_as_the_probabilities_say_from_32768_tokens(top_k: int) -> None:
     row = torch.randn(2**15, generator=torch.Generator().manual_seed(0)).mul(3).softmax(0)
     left = top_k_renorm(row, top_k)
-    check_frequencies(draws(row, 1000, 64, top_k=top_k), left)
+    statistics.frequencies(draws(row, 1000, 64, top_k=top_k), left)
 
 
 def test_the_chi_square_test_has_its_level() -> None:
     row = torch.tensor([0.5, 0.2, 0.1, 0.08, 0.06, 0.03, 0.02, 0.01])
     ids = draws(row, torch.arange(100_000), 100_000).view(200, 500)
-    values = torch.tensor([p_value(run, row) for run in ids])
+    values = torch.tensor([statistics.p_value(run, row) for run in ids])
     # 200 uniform numbers: 4.9 standard deviations of their mean are 0.1.
     assert abs(values.mean() - 0.5) < 0.1
-    assert values.min() > ALPHA
+    assert values.min() > statistics.ALPHA
 
 
 # apply_token_bitmask_

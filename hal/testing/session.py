@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hal.arguments import words
 from hal.errors import HalError
 from hal.testing.checks import THOROUGH, Effort
 from hal.testing.outcome import Cell
@@ -31,7 +32,7 @@ class Session:
         try:
             self.device = where(self.backend, option("--hal-device"))
             self.gaps = gaps_of(self.backend)
-            ops, checks = _words(option("--hal-ops")), _words(option("--hal-checks"))
+            ops, checks = words(option("--hal-ops")), words(option("--hal-checks"))
             self.questions = questions(self.backend, self.device, ops, checks)
         except HalError as error:
             raise pytest.UsageError(f"hal: {error}") from None
@@ -82,7 +83,3 @@ class Session:
         for line in (*verdict.marks(), *verdict.device_lines(), *verdict.remarks()):
             terminalreporter.write_line(line)
         terminalreporter.write_line(verdict.summary())
-
-
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

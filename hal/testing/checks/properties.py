@@ -8,13 +8,13 @@ from hal.testing.cases import case
 from hal.testing.checks.check import Effort, check, each
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotApplicable, NotTried
+from hal.testing.record import Sample
 from hal.testing.subject import HOST, Subject, results
 
 __all__: list[str] = []
 
 
-def _right(subject: Subject, seed: int) -> None:
-    drawn = case(subject.op.name, seed)
+def _right(subject: Subject, seed: int, drawn: Sample) -> None:
     with torch.inference_mode(seed % 2 == 1):  # As engines serve.
         got = results(subject.run(subject.flat(drawn)))
     want = results(subject.record.oracle(*drawn.args, **drawn.kwargs))
@@ -26,11 +26,12 @@ def _right(subject: Subject, seed: int) -> None:
 @check("random")
 def random(subject: Subject, effort: Effort) -> int:
     """Random calls are within tolerance of the oracle, half of them in inference mode."""
-    seeds = range(effort.cases)
-    taken = [s for s in seeds if subject.refusal(case(subject.op.name, s)) is None]
-    if not taken:
+    drawn = ((seed, case(subject.op.name, seed)) for seed in range(effort.cases))
+    taken = ((seed, call) for seed, call in drawn if subject.refusal(call) is None)
+    count = each(taken, lambda one: _right(subject, *one), lambda one: f"seed {one[0]}")
+    if not count:
         raise NotTried(f"the kernel refuses all {effort.cases} random calls")
-    return each(taken, lambda seed: _right(subject, seed), lambda seed: f"seed {seed}")
+    return count
 
 
 @check("laws")

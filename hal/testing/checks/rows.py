@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,19 +96,18 @@ def _spread(value: Tensor) -> Tensor:
     return far.copy_(value)
 
 
-def _fit(subject: Subject, name: str) -> Sample | None:
-    """Of the samples with three rows or more of ``name`` and little memory the one that shows most.
+def _fit(subject: Subject, given: list[Sample], position: int) -> Sample | None:
+    """Of the samples with some rows of an argument and little memory the one that shows most.
 
     A row of one element may be 0 after all, as what lies elsewhere is.
     """
-    position = [parameter.name for parameter in subject.op.parameters].index(name)
 
     def value(sample: Sample) -> Any:
         return subject.op.flatten(sample.args, sample.kwargs)[position]
 
     fit = [
         sample
-        for sample in accepted(subject)
+        for sample in given
         if isinstance(value(sample), Tensor)
         and value(sample).ndim > 1
         and 3 <= value(sample).shape[0] <= 8
@@ -121,11 +121,8 @@ def _fit(subject: Subject, name: str) -> Sample | None:
     return min(fit, key=cost, default=None)
 
 
-def _far_apart(subject: Subject, name: str) -> None:
-    sample = _fit(subject, name)
-    assert sample is not None
+def _far_apart(subject: Subject, sample: Sample, position: int) -> None:
     flat = subject.flat(sample)
-    position = [parameter.name for parameter in subject.op.parameters].index(name)
     flat[position] = _spread(flat[position])
     supports = subject.kernel.supports
     if supports is not None and subject.op.call(supports, flat):
@@ -153,13 +150,9 @@ def _crowded(subject: Subject, sample: Sample) -> None:
         assert_close(got.to(HOST), wanted, subject.record.gates.get(got.dtype, 0.0))
 
 
-def _crowds(subject: Subject) -> list[Sample]:
+def _crowds(subject: Subject, given: list[Sample]) -> list[Sample]:
     """The sample that shows most of those whose rows may be repeated so often."""
-    fit = [
-        s
-        for s in accepted(subject)
-        if _small(s, _IN_ROWS) and many(subject.op, subject.record, s, 1)
-    ]
+    fit = [s for s in given if _small(s, _IN_ROWS) and many(subject.op, subject.record, s, 1)]
     return sorted(fit, key=lambda s: s.args[0].numel())[-1:]
 
 
@@ -167,11 +160,14 @@ def _crowds(subject: Subject) -> list[Sample]:
 def offsets(subject: Subject, effort: Effort) -> int:
     """Rows 2^30 + 7 elements apart are found, and all of 70,000: no offset or grid is cut off."""
     del effort
-    far = subject.record.rows if subject.record.far is None else subject.record.far
-    fit = [name for name in far if _fit(subject, name) is not None]
-    crowds = _crowds(subject)
-    if not fit and not crowds:
+    given, names = accepted(subject), [parameter.name for parameter in subject.op.parameters]
+    cases: dict[str, Callable[[], None]] = {}
+    for name in subject.record.rows if subject.record.far is None else subject.record.far:
+        sample = _fit(subject, given, names.index(name))
+        if sample is not None:
+            cases[name] = functools.partial(_far_apart, subject, sample, names.index(name))
+    for sample in _crowds(subject, given):
+        cases[f"{_ROWS} rows"] = functools.partial(_crowded, subject, sample)
+    if not cases:
         raise NotApplicable("no argument has rows that may lie apart")
-    cases = {name: functools.partial(_far_apart, subject, name) for name in fit}
-    cases |= {f"{_ROWS} rows": functools.partial(_crowded, subject, s) for s in crowds}
     return each(cases, lambda name: cases[name](), str)

@@ -14,12 +14,13 @@ from torch.library import opcheck
 from hal.form import Form
 from hal.schema import split
 from hal.testing.checks.check import Effort, accepted, check, each, sampled
-from hal.testing.checks.forms import expanded, faked
+from hal.testing.checks.forms import faked
 from hal.testing.checks.results import same_bits
 from hal.testing.checks.symbolic import general
 from hal.testing.outcome import NotTried
 from hal.testing.record import Sample
 from hal.testing.subject import Subject, results
+from hal.validate import overlaps
 
 __all__: list[str] = []
 
@@ -37,7 +38,7 @@ def _kind(returned: Any) -> str:
 
 def _usable(subject: Subject, form: Form, flat: Sequence[Any]) -> bool:
     """Whether a form takes the arguments: nothing may be written into what is expanded."""
-    return not form.inplace or not any(expanded(flat[i]) for i in subject.op.overwritten)
+    return not form.inplace or not any(overlaps(flat[i]) for i in subject.op.overwritten)
 
 
 def _as_declared(subject: Subject, sample: Sample) -> None:
@@ -135,9 +136,9 @@ def _finite(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         return value
     if _eight_bits(value):  # They have no arithmetic of their own.
-        return value if expanded(value) else value.copy_(value.float().nan_to_num(1, 1, 1))
+        return value if overlaps(value) else value.copy_(value.float().nan_to_num(1, 1, 1))
     broken = ~value.isfinite()
-    return value.nan_to_num(1, 1, 1) if expanded(value) else value.masked_fill_(broken, 1)
+    return value.nan_to_num(1, 1, 1) if overlaps(value) else value.masked_fill_(broken, 1)
 
 
 def _default(stated: Any) -> Any:
