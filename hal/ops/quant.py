@@ -32,7 +32,9 @@ def new_scale(x: Tensor, groups: int, layout: str, ue8m0: bool) -> Tensor:
     rows = x.shape[-2]
     # The tensor memory accelerator of a GPU reads 16 bytes at once.
     room = ceil_div(rows, 4) * 4 if layout == "tma" else rows
-    return x.new_zeros((*x.shape[:-2], columns, room), dtype=dtype)[..., :rows].mT
+    padded = x.new_zeros((*x.shape[:-2], columns, room), dtype=dtype)
+    # Not a slice: in torch 2.7 that asks whether there is padding, which compiled code then fixes.
+    return padded.narrow(-1, 0, rows).mT
 
 
 def check_codes(x: Tensor, dtype: torch.dtype) -> None:

@@ -78,7 +78,8 @@ def _order(op: str) -> Law:
         function = getattr(hal.ops, op)
         moved = results(function(x[order], **beside))
         for got, want in zip(moved, results(function(x, **beside)), strict=True):
-            _compare(got, want[order])
+            # Not every torch has an index on a CPU for 8-bit floats.
+            _compare(got, want.double()[order].to(want.dtype))
 
     given = {"rows": ROWS, "columns": COLUMNS, "seed": SEEDS}
     return Law(f"{op}: rows in another order give their results in that order", (op,), given, holds)
