@@ -6,7 +6,7 @@ from hal.errors import BackendError, HalError, InvalidInput, InvalidType, NoKern
 from hal.functions import install
 from hal.hardware import Capability, Device
 from hal.hookspecs import Backend, hookimpl
-from hal.op import Kernel
+from hal.op import Kernel, prepared
 from hal.policy import prefer, use
 from hal.probe import device, devices, supports
 from hal.query import bind, explain, require, trace
@@ -34,6 +34,7 @@ __all__ = [
     "hookimpl",
     "ops",
     "prefer",
+    "prepared",
     "report",
     "require",
     "supports",

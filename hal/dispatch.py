@@ -14,6 +14,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from hal.compat import untraced
 from hal.form import Form, Plan
+from hal.op import Op, prepared
 from hal.policy import Policy, active, current
 from hal.probe import device
 from hal.select import Candidate, choose, require_chosen
@@ -57,13 +58,19 @@ def _described(value: Any) -> Any:
     return type(value), value
 
 
-def _runner(form: Form, candidate: Candidate) -> Callable[..., Any]:
-    """What runs a kernel in this form, with the op's own parameters."""
+def _ready(op: Op, function: Callable[..., Any], flat: Sequence[Any]) -> Callable[..., Any]:
+    """A kernel's function for calls like this one."""
+    return op.call(function.prepare, flat) if isinstance(function, prepared) else function
+
+
+def _runner(form: Form, candidate: Candidate, flat: Sequence[Any]) -> Callable[..., Any]:
+    """What runs a kernel in this form for calls like this one, with the op's own parameters."""
     kernel = candidate.offered
     assert kernel is not None
     if not form.inplace:
-        return kernel.fn
-    positions, function = form.op.overwritten, kernel.inplace or kernel.fn
+        return _ready(form.op, kernel.fn, flat)
+    positions = form.op.overwritten
+    function = _ready(form.op, kernel.inplace or kernel.fn, flat)
     copies = bool(form.op.inplace) and kernel.inplace is None
     single = form.op.results is None
 
@@ -111,11 +118,7 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
     promised: tuple[Any, ...] | None = None
     if plan is None:
         promised = validate(form.op, flat)
-        if form.inplace:
-            check_targets(form.op, flat)
-        choice = choose(form.op, device(first_tensor(flat)), policy, flat)
-        chosen = require_chosen(choice, form.op)
-        plan = Plan(chosen, _runner(form, chosen))
+        plan = _planned(form, flat, policy)
     _trace(form, plan, flat, policy)
     try:
         results = form.op.call(plan.run, flat)
@@ -127,6 +130,18 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
             check_results(form.op, plan.chosen, results, promised, flat)
         _remember(form, key, plan, policy)
     return results
+
+
+def _planned(form: Form, flat: Sequence[Any], policy: Policy) -> Plan:
+    if form.inplace:
+        check_targets(form.op, flat)
+    choice = choose(form.op, device(first_tensor(flat)), policy, flat)
+    chosen = require_chosen(choice, form.op)
+    try:
+        return Plan(chosen, _runner(form, chosen, flat))
+    except Exception as error:
+        blame(form.name, chosen, error)
+        raise
 
 
 def _remember(form: Form, key: tuple[Any, ...], plan: Plan, policy: Policy) -> None:

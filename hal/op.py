@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hal.errors import InvalidInput, InvalidType
 
-__all__ = ["OPS", "Kernel", "Op", "Parameter", "members", "op"]
+__all__ = ["OPS", "Kernel", "Op", "Parameter", "members", "op", "prepared"]
 
 Contract = TypeVar("Contract", bound=Callable[..., Any])
 
@@ -123,6 +123,7 @@ class Kernel:
     Args:
         fn: A callable with exactly the signature of the op; returns new contiguous tensors,
             which hal checks when it plans a call. It writes into no argument; that is not checked.
+            What takes a while to decide goes into a ``hal.prepared`` function.
         name: Whose code runs: ``torch``, ``triton``, ``flashinfer`` ...; unique within a backend
             and op.
         supports: Called with the op's arguments before a choice; None if they can be served, else
@@ -148,6 +149,32 @@ class Kernel:
     deterministic: bool = attrs.field(default=False, validator=_flag)
     batch_invariant: bool = attrs.field(default=False, validator=_flag)
     pdl: bool = attrs.field(default=False, validator=_flag)
+
+
+class prepared:  # noqa: N801  # A decorator.
+    """A kernel in two parts, of which the first is done once for all calls that are alike.
+
+    The decorated function has the signature of the op. It looks at dtypes, shapes, strides, devices
+    and plain values, and returns a function of the same parameters. hal calls the former when it
+    plans a call, and the latter then and for every later call that is like it in all of that; it
+    may differ in the data and in where they begin.
+
+    Example:
+        >>> @hal.prepared
+        ... def double(x):
+        ...     factor = torch.full((), 2.0)  # Say, the choice of a configuration.
+        ...     return lambda x: x * factor
+        >>> double(torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, prepare: Callable[..., Callable[..., Any]]) -> None:
+        self.prepare = prepare
+        functools.update_wrapper(self, prepare)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Both parts for one call."""
+        return self.prepare(*args, **kwargs)(*args, **kwargs)
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
