@@ -14,7 +14,7 @@ from torch import Tensor
 from hal.evidence import evidence, standing, standing_of_device
 from hal.hardware import Device
 from hal.op import OPS
-from hal.plugins import BackendInfo, registry
+from hal.plugins import BackendInfo, State, registry
 from hal.policy import current, op_names
 from hal.probe import device as find_device
 from hal.probe import devices
@@ -84,7 +84,9 @@ class Report:
         lines = [
             "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in table
         ]
-        lines += [f"backend {b.name} is {b.state}: {b.reason}" for b in self.backends if b.reason]
+        # A backend that is loaded and found no device of its own has done what it should.
+        told = [b for b in self.backends if b.reason and b.state != State.LOADED.value]
+        lines += [f"backend {b.name} is {b.state}: {b.reason}" for b in told]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(line.rstrip() for line in lines)
 

@@ -1,10 +1,14 @@
-"""The table of the planted faults, at the end of a run that planted some."""
+"""What is collected, and the table of the planted faults at the end of a run that planted some."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+
+# Triton decides when it is imported whether its kernels are interpreted; these tests want that.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 
 def _rows(reporter: pytest.TerminalReporter) -> list[Any]:

@@ -222,9 +222,10 @@ def test_one_compilation_serves_every_number_of_rows(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", DYNAMIC)
-def test_one_trace_with_an_opaque_kernel_serves_every_number_of_rows(op: str) -> None:
+@pytest.mark.parametrize("served", ["native", "other"])
+def test_one_trace_serves_every_number_of_rows(op: str, served: str) -> None:
     compiled = torch.compile(CASES[op][0], backend="aot_eager", fullgraph=True, dynamic=True)
-    with installed(backend("other", devices=None, **{op: kernel(op)}), NATIVE), hal.use("other"):
+    with installed(backend("other", devices=None, **{op: kernel(op)}), NATIVE), hal.use(served):
         compare(op, compiled, 5)
         with torch._dynamo.config.patch(error_on_recompile=True):
             compare(op, compiled, 9)

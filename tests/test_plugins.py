@@ -9,7 +9,7 @@ import pytest
 
 from hal.hookspecs import op_hooks
 from hal.op import OPS
-from hostile import Answers, Forks, Stranger, running
+from hostile import OURS, Answers, Forks, Stranger, running
 
 forks = pytest.fixture(running, scope="module")
 
@@ -125,8 +125,8 @@ def test_discovery_imports_nothing(forks: Forks, tmp_path: Path) -> None:
         after=MODULES,
     )
     assert answers["before"] == answers["between"] == []
-    assert answers["discovered"] == dict.fromkeys(("alpha", "beta", "native"), "discovered")
-    assert answers["states"] == dict.fromkeys(("alpha", "beta", "native"), "loaded")
+    assert answers["discovered"] == dict.fromkeys(("alpha", "beta", *OURS), "discovered")
+    assert answers["states"] == {**OURS, "alpha": "loaded", "beta": "loaded"}
     assert {"hal_alpha", "hal_beta_kernels", "hal_native"} <= set(answers["after"])
 
 
@@ -191,7 +191,7 @@ def test_allowed_and_denied(
 def test_the_reference_can_be_denied(forks: Forks, tmp_path: Path) -> None:
     questions = {"states": STATES, "served": "served()", "softmax": "hal.ops.softmax(x())"}
     answers = forks.ask(tmp_path, [ALPHA], questions, HAL_DISABLE="native")
-    assert answers["states"] == {"alpha": "loaded", "native": "disabled"}
+    assert answers["states"] == {**OURS, "alpha": "loaded", "native": "disabled"}
     assert answers["served"] == ["alpha:k"]
     assert answers["softmax"].startswith("NoKernel: ")
     assert "disabled: denied by HAL_DISABLE" in answers["softmax"]
@@ -242,7 +242,10 @@ def test_denied_for_one_op(
             {"HAL_DISABLE": "alpha:silu_and_mlu"},
             "no 'alpha:silu_and_mlu' here; did you mean alpha:silu_and_mul?",
         ),
-        ({"HAL_PLUGINS": "zzz"}, "HAL_PLUGINS: there is no 'zzz' here; found alpha, hal-alpha, "),
+        (
+            {"HAL_PLUGINS": "zzz"},
+            "HAL_PLUGINS: there is no 'zzz' here; found alpha, cuda, hal-alpha, ",
+        ),
     ],
 )
 def test_unknown_words_warn(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostile import STRANGERS, WELL, Forks, Stranger, running
+from hostile import OURS, STRANGERS, WELL, Forks, Stranger, running
 
 forks = pytest.fixture(running, scope="module")
 
@@ -52,7 +52,7 @@ def test_strict_makes_an_error_of_it(forks: Forks, tmp_path: Path, name: str) ->
     assert f"\n  backend {name}" in answers["error"]
     assert answers["again"] == answers["error"]
     # What is wrong can still be listed.
-    assert answers["states"] == {name: NAMED[name].state, "native": "loaded", "well": "loaded"}
+    assert answers["states"] == {**OURS, name: NAMED[name].state, "well": "loaded"}
 
 
 def test_strict_chains_the_cause(forks: Forks, tmp_path: Path) -> None:
@@ -131,5 +131,6 @@ def test_the_command_line_prints_json_alone(forks: Forks, tmp_path: Path) -> Non
     )
     command = "__import__('hal.cli').cli.app(['report', '--json'], standalone_mode=False)"
     answers = forks.ask(tmp_path, [chatty], {"report": command})
-    assert [b["name"] for b in json.loads(answers.stdout)["backends"]] == ["chatty", "native"]
+    found = [b["name"] for b in json.loads(answers.stdout)["backends"]]
+    assert found == ["chatty", *OURS]
     assert answers.stderr.split() == ["importing", "probing", "offering"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hostile import kernels, loading, offers
-from hostile.record import WELL, Answers, Forks, Stranger, running
+from hostile.record import OURS, WELL, Answers, Forks, Stranger, running
 
 STRANGERS = [*loading.STRANGERS, *offers.STRANGERS, *kernels.STRANGERS]
 
-__all__ = ["STRANGERS", "WELL", "Answers", "Forks", "Stranger", "running"]
+__all__ = ["OURS", "STRANGERS", "WELL", "Answers", "Forks", "Stranger", "running"]

@@ -24,6 +24,10 @@ def good(x):
 """
 
 
+OURS = dict.fromkeys(("cuda", "native", "triton"), "loaded")
+"""The state of each backend that comes with hal."""
+
+
 @attrs.frozen
 class Stranger:
     """A backend and what is expected of it.

@@ -1,0 +1,320 @@
+"""Quantisation to 8 bits, alone or of what a program has just computed."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hal_triton.kernels.activation import silu
+from hal_triton.kernels.norm import over_root, scaled
+from hal_triton.kernels.pdl import begin
+from hal_triton.launch import launcher
+
+
+@triton.jit
+def largest_magnitude(x, AXIS: tl.constexpr):
+    """Over an axis of float32; as integers, magnitudes keep their order and NaN is the largest."""
+    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(bits, AXIS).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exponent_above(scale):
+    """The biased exponent of the least power of two not below; 255 for an infinity and NaN."""
+    bits = scale.to(tl.int32, bitcast=True)
+    exponent = ((bits >> 23) & 255) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+    return tl.minimum(exponent, 255)
+
+
+@triton.jit
+def scale_of(peak, LARGEST: tl.constexpr, UE8M0: tl.constexpr):
+    scale = tl.div_rn(tl.where(peak < 1e-10, 1e-10, peak), tl.full(peak.shape, LARGEST, tl.float32))
+    if UE8M0:
+        exponent = exponent_above(scale)
+        power = (exponent << 23).to(tl.float32, bitcast=True)
+        scale = tl.where(exponent == 255, scale, power)
+    return scale
+
+
+@triton.jit
+def encoded(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
+    """X / scale clamped and rounded half to even; NaN is 0 as an integer."""
+    # The quotient by a reciprocal, then what is left of x by it again: rounded as by one division,
+    # whose own code is many times longer where x is 0.
+    inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
+    value = x * inverse
+    finite = tl.where(scale < float("inf"), scale, 0.0)
+    nearer = tl.fma(tl.fma(-value, finite, x), inverse, value)
+    value = tl.where(tl.abs(value) > 2 * LARGEST, value, nearer)
+    # Comparisons with NaN are false, which leaves it.
+    value = tl.where(value > LARGEST, LARGEST, tl.where(value < -LARGEST, -LARGEST, value))
+    if tl.int8 == KIND:
+        value = tl.where(value == value, value, 0.0)
+        # Past 1.5 * 2**23 float32 has no fractions left, so that the sum is rounded.
+        value = (value + 12582912.0) - 12582912.0
+    return value.to(KIND)
+
+
+@triton.jit
+def quantised(
+    value,
+    q,
+    scale,
+    row,
+    valid,
+    first,
+    columns,
+    scale_at,
+    scale_stride,
+    has_scale,
+    LARGEST: tl.constexpr,
+    UE8M0: tl.constexpr,
+    STATIC: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Store codes and scales of a tile [ROWS, BLOCK], which is zero outside.
+
+    Its rows are row [ROWS], valid where they exist, its columns first and on. A row's scales begin
+    at scale_at [ROWS], where has_scale, and lie scale_stride apart.
+    """
+    KIND: tl.constexpr = q.dtype.element_ty
+    column = first + tl.arange(0, BLOCK)[None, :]
+    where = q + row.to(tl.int64)[:, None] * columns + column
+    mask = valid[:, None] & (column < columns)
+    if STATIC:
+        tl.store(where, encoded(value, tl.load(scale), KIND, LARGEST), mask)
+    else:
+        GROUPS: tl.constexpr = BLOCK // GROUP
+        grouped = tl.reshape(value, (ROWS, GROUPS, GROUP))
+        made = scale_of(largest_magnitude(grouped, 2), LARGEST, UE8M0)
+        codes = encoded(grouped, made[:, :, None], KIND, LARGEST)
+        tl.store(where, tl.reshape(codes, (ROWS, BLOCK)), mask)
+        group = first // GROUP + tl.arange(0, GROUPS)[None, :]
+        kept = valid[:, None] & (group * GROUP < columns)
+        if GROUP == BLOCK:  # A row without columns has a scale too.
+            kept = valid[:, None] & (group == 0)
+        to = scale + scale_at[:, None]
+        if scale.dtype.element_ty == tl.int32:
+            exponent = tl.where(kept, exponent_above(made), 0)
+            # A scale for a whole row is alone in its word.
+            BYTES: tl.constexpr = 4 if GROUPS >= 4 else GROUPS
+            fours = tl.reshape(exponent, (ROWS, GROUPS // BYTES, BYTES))
+            word = tl.sum(fours << (tl.arange(0, BYTES) * 8)[None, None, :], 2)
+            place = first // (GROUP * 4) + tl.arange(0, GROUPS // BYTES)[None, :]
+            inside = has_scale[:, None] & (place * (GROUP * 4) < columns)
+            tl.store(to + place.to(tl.int64) * scale_stride, word, inside)
+        else:
+            inside = has_scale[:, None] & (group * GROUP < tl.maximum(columns, 1))
+            tl.store(to + group.to(tl.int64) * scale_stride, tl.where(kept, made, 0.0), inside)
+
+
+@triton.jit
+def places(matrices, inner, room, ROWS: tl.constexpr):
+    """Of a program's rows, the data's row, whether it is there, and its matrix and place there.
+
+    Matrices of inner rows have scales for room rows, the last of which are padding.
+    """
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    matrix, within = place // room, place % room
+    return matrix * inner + within, (matrix < matrices) & (within < inner), matrix, within
+
+
+@launcher
+def quantise(
+    q,
+    scale,
+    x,
+    columns: tl.int32,
+    x_stride: tl.int64,
+    matrices: tl.int32,
+    inner: tl.int32,
+    room: tl.int32,
+    scale_matrix: tl.int64,
+    scale_row: tl.int64,
+    scale_stride: tl.int64,
+    LARGEST: tl.constexpr,
+    UE8M0: tl.constexpr,
+    STATIC: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    begin(PDL)
+    columns = columns // UNIT * UNIT
+    row, valid, matrix, within = places(matrices, inner, room, ROWS)
+    first = tl.program_id(1) * BLOCK
+    column = first + tl.arange(0, BLOCK)[None, :]
+    at = x + row.to(tl.int64)[:, None] * (x_stride // UNIT * UNIT) + column
+    value = tl.load(at, valid[:, None] & (column < columns), 0.0).to(tl.float32)
+    scale_at = matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
+    quantised(
+        value, q, scale, row, valid, first, columns, scale_at, scale_stride, matrix < matrices,
+        LARGEST, UE8M0, STATIC, GROUP, ROWS, BLOCK,
+    )  # fmt: skip
+
+
+@launcher
+def silu_and_mul_quantise(
+    q,
+    scale,
+    x,
+    columns: tl.int32,
+    x_stride: tl.int64,
+    matrices: tl.int32,
+    inner: tl.int32,
+    room: tl.int32,
+    scale_matrix: tl.int64,
+    scale_row: tl.int64,
+    scale_stride: tl.int64,
+    LARGEST: tl.constexpr,
+    UE8M0: tl.constexpr,
+    STATIC: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    begin(PDL)
+    columns = columns // UNIT * UNIT
+    row, valid, matrix, within = places(matrices, inner, room, ROWS)
+    first = tl.program_id(1) * BLOCK
+    column = first + tl.arange(0, BLOCK)[None, :]
+    at = x + row.to(tl.int64)[:, None] * (x_stride // UNIT * UNIT) + column
+    mask = valid[:, None] & (column < columns)
+    gate = tl.load(at, mask, 0.0).to(tl.float32)
+    value = silu(gate) * tl.load(at + columns, mask, 0.0).to(tl.float32)
+    scale_at = matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
+    quantised(
+        value, q, scale, row, valid, first, columns, scale_at, scale_stride, matrix < matrices,
+        LARGEST, UE8M0, STATIC, GROUP, ROWS, BLOCK,
+    )  # fmt: skip
+
+
+@launcher
+def rms_norm_quantise(
+    q,
+    scale,
+    x,
+    weight,
+    residual,
+    total,
+    columns: tl.int32,
+    x_stride: tl.int64,
+    residual_stride: tl.int64,
+    matrices: tl.int32,
+    inner: tl.int32,
+    room: tl.int32,
+    scale_matrix: tl.int64,
+    scale_row: tl.int64,
+    scale_stride: tl.int64,
+    eps: tl.float32,
+    LARGEST: tl.constexpr,
+    UE8M0: tl.constexpr,
+    STATIC: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Of whole rows, with residual and total as in ``rms_norm``."""
+    begin(PDL)
+    columns = columns // UNIT * UNIT
+    row, valid, matrix, within = places(matrices, inner, room, ROWS)
+    column = tl.arange(0, BLOCK)[None, :]
+    mask = valid[:, None] & (column < columns)
+    at = row.to(tl.int64)[:, None]
+    value = tl.load(x + at * (x_stride // UNIT * UNIT) + column, mask, 0.0).to(tl.float32)
+    if residual is not None:
+        by = residual + at * (residual_stride // UNIT * UNIT) + column
+        value += tl.load(by, mask, 0.0).to(tl.float32)
+        tl.store(total + at * columns + column, value.to(total.dtype.element_ty), mask)
+    value = scaled(over_root(value, columns, eps), weight, column, column < columns, 0)
+    # Past the columns of a row that is NaN there is NaN, which would be the peak of a group.
+    value = tl.where(mask, value, 0.0)
+    scale_at = matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
+    quantised(
+        value, q, scale, row, valid, 0, columns, scale_at, scale_stride, matrix < matrices,
+        LARGEST, UE8M0, STATIC, GROUP, ROWS, BLOCK,
+    )  # fmt: skip
+
+
+@launcher
+def quantise_long(
+    q,
+    scale,
+    x,
+    columns: tl.int32,
+    x_stride: tl.int64,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A row that registers do not hold, with one scale."""
+    begin(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    peaks = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, columns, BLOCK):
+        value = tl.load(x + row * x_stride + start + place, start + place < columns, 0.0)
+        bits = value.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        peaks = tl.maximum(peaks, bits)
+    made = scale_of(tl.max(peaks, 0, keep_dims=True).to(tl.float32, bitcast=True), LARGEST, False)
+    tl.store(scale + row + tl.arange(0, 1), made)
+    for start in range(0, columns, BLOCK):
+        column = start + place
+        value = tl.load(x + row * x_stride + column, column < columns, 0.0).to(tl.float32)
+        codes = encoded(value, made, q.dtype.element_ty, LARGEST)
+        tl.store(q + row * columns + column, codes, column < columns)
+
+
+@launcher
+def find_peaks(
+    peaks,
+    x,
+    count: tl.int64,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The largest magnitude of every so-manieth block; a peak for each program."""
+    begin(PDL)
+    place = tl.arange(0, BLOCK)
+    largest = tl.zeros((BLOCK,), tl.int32)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    for start in range(first, count, tl.num_programs(0).to(tl.int64) * BLOCK):
+        value = tl.load(x + start + place, start + place < count, 0.0).to(tl.float32)
+        largest = tl.maximum(largest, value.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    tl.store(peaks + tl.program_id(0), tl.max(largest, 0).to(tl.float32, bitcast=True))
+
+
+@launcher
+def quantise_all(
+    q,
+    scale,
+    x,
+    peaks,
+    count: tl.int64,
+    peaks_count: tl.int32,
+    LARGEST: tl.constexpr,
+    PEAKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """With the scale that is given, or with that of all peaks, which is then stored."""
+    begin(PDL)
+    if peaks is not None:
+        some = tl.arange(0, PEAKS)
+        peak = largest_magnitude(tl.load(peaks + some, some < peaks_count, 0.0)[None, :], 1)
+        made = scale_of(peak, LARGEST, False)
+        if tl.program_id(0) == 0:
+            tl.store(scale + tl.arange(0, 1), made)
+    else:
+        made = tl.load(scale + tl.arange(0, 1))
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + place, place < count, 0.0).to(tl.float32)
+    tl.store(q + place, encoded(value, made, q.dtype.element_ty, LARGEST), place < count)

@@ -1,0 +1,138 @@
+"""How tensors lie in memory, as kernels take them, and how programs are laid over them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hal_triton.launch import next_power_of_2
+
+Convert = Callable[[Any], Any]
+
+__all__ = [
+    "WIDEST",
+    "Rows",
+    "ceil_div",
+    "empty_like",
+    "flat",
+    "rows_of",
+    "tile",
+    "unit",
+    "whole_rows",
+]
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The number of pieces of ``b`` that hold ``a``, of which the last may be shorter."""
+    return -(-a // b)
+
+
+def rows_of(x: Tensor) -> tuple[Tensor, int, int]:
+    """``x`` [..., d] as rows one stride apart, with their number; a copy where it has none."""
+    columns = x.shape[-1]
+    if x.is_contiguous():
+        return x, x.numel() // columns if columns else 0, columns
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    x = x.reshape(-1, columns) if columns else x.new_empty((0, 0))
+    return x, x.shape[0], x.stride(0)
+
+
+def rows_like(x: Tensor) -> tuple[Convert, int, int]:
+    """How to have the rows of tensors like ``x``, with their number and the stride between them."""
+    rows, count, stride = rows_of(x)
+    return (same if rows.data_ptr() == x.data_ptr() else _rows), count, stride
+
+
+def empty_like(x: Tensor) -> Convert:
+    """What makes contiguous memory of the shape and dtype of tensors like ``x``."""
+    # The quicker of the two keeps strides that are not.
+    return torch.empty_like if x.is_contiguous() else _new_empty
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Callable[[], Tensor]:
+    """What makes contiguous memory of this shape, with the dtype and the device of ``like``."""
+    if 0 in shape or not shape:
+        return functools.partial(_one(like.device, like.dtype).new_empty, shape)
+    # To give a shape and where it is to be takes twice as long as an example.
+    return functools.partial(torch.empty_like, _one(like.device, like.dtype).expand(shape))
+
+
+@functools.cache
+def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty(1, dtype=dtype, device=device)
+
+
+def flat(vector: Tensor | None) -> Convert:
+    """What makes vectors like this one, or None, have their elements side by side."""
+    return same if vector is None or vector.is_contiguous() else _contiguous
+
+
+def same(x: Any) -> Any:
+    """What takes a tensor as it lies."""
+    return x
+
+
+def _rows(x: Tensor) -> Tensor:
+    return rows_of(x)[0]
+
+
+def _new_empty(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def unit(*sizes: int) -> int:
+    """16 where it divides every size, so that kernels may access 16 bytes at once; else 1."""
+    together = 0
+    for size in sizes:
+        together |= size
+    return 1 if together % 16 else 16
+
+
+def tile(rows: int, columns: int) -> tuple[tuple[int, int, int], tuple[int, int], int]:
+    """A grid over [rows, columns], the rows and columns of a program's tile, and its warps."""
+    block = min(next_power_of_2(columns), 1024)
+    # A few columns past a multiple of the block would take another one.
+    while block > 256 and columns % block and columns % (block // 2) == 0:
+        block //= 2
+    several = max(1, min(1024 // block, next_power_of_2(rows) // 128))
+    num_warps = 8 if rows >= 256 else 4
+    grid = ceil_div(rows, several), ceil_div(columns, block), 1
+    return grid, (several, block), num_warps
+
+
+class Rows(NamedTuple):
+    """How programs go over rows, of which they need all columns."""
+
+    grid: tuple[int, int, int]
+    several: int
+    """Rows of a program; 0 if it goes over a single one in pieces."""
+    block: int
+    """Columns that it has at once."""
+    num_warps: int
+
+
+WIDEST = 16384
+"""Columns that the registers of a program hold in float32."""
+
+
+@functools.lru_cache(maxsize=4096)
+def whole_rows(rows: int, columns: int) -> Rows:
+    """A plan for programs that need whole rows."""
+    block = next_power_of_2(columns)
+    if block > WIDEST:
+        return Rows((rows, 1, 1), 0, 4096, 16)
+    # By the columns alone: how threads share a row decides the order of its sums, and the bits of
+    # a row must not depend on how many others there are.
+    several = max(1, 1024 // block)
+    # Measured on an H100: 8 columns to a thread up to 4096, more beyond.
+    num_warps = max(1, min(8, block * several // 256))
+    return Rows((ceil_div(rows, several), 1, 1), several, block, num_warps)

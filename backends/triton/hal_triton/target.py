@@ -1,0 +1,44 @@
+"""Where Triton works, and what it cannot do there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from triton.backends import backends
+
+from hal_triton.launch import INTERPRETED
+
+if TYPE_CHECKING:
+    from hal import Device
+
+__all__ = ["served", "works"]
+
+_ODD = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def works(device: Device) -> bool:
+    """Whether kernels run on a device: by its Triton, or by the interpreter on any with data."""
+    if INTERPRETED:
+        return device.type != "meta"
+    return device.accelerator and device.type == _native()
+
+
+def _native() -> str | None:
+    """The type of device that the one active driver of Triton is for."""
+    active = [backend for backend in backends.values() if backend.driver.is_active()]
+    current = torch.accelerator.current_accelerator() if len(active) == 1 else None
+    return None if current is None else current.type
+
+
+def served(*args: Any, **kwargs: Any) -> str | None:
+    """The condition of every kernel: None, or which dtype it cannot take."""
+    for value in (*args, *kwargs.values()):
+        dtype = value.dtype if isinstance(value, Tensor) else value
+        if dtype is torch.float64:
+            return "float64 is left to the reference"
+        # The interpreter computes on the bits of bfloat16, and its casts to 8 bits are wrong.
+        if INTERPRETED and dtype in _ODD:
+            return f"Triton's interpreter is not right for {str(dtype).removeprefix('torch.')}"
+    return None
