@@ -19,6 +19,7 @@ __all__ = [
     "ceil_div",
     "empty_like",
     "flat",
+    "flat_like",
     "rows_of",
     "tile",
     "unit",
@@ -67,9 +68,14 @@ def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.empty(1, dtype=dtype, device=device)
 
 
-def flat(vector: Tensor | None) -> Convert:
+def flat(vector: Tensor | None) -> Tensor | None:
+    """A vector whose elements lie side by side."""
+    return vector if vector is None else vector.contiguous()
+
+
+def flat_like(vector: Tensor | None) -> Convert:
     """What makes vectors like this one, or None, have their elements side by side."""
-    return same if vector is None or vector.is_contiguous() else _contiguous
+    return same if vector is None or vector.is_contiguous() else torch.Tensor.contiguous
 
 
 def same(x: Any) -> Any:
@@ -83,10 +89,6 @@ def _rows(x: Tensor) -> Tensor:
 
 def _new_empty(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
-
-
-def _contiguous(x: Tensor) -> Tensor:
-    return x.contiguous()
 
 
 def unit(*sizes: int) -> int:

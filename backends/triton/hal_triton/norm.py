@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hal import prepared
 from hal_triton.kernels import norm as kernels
 from hal_triton.kernels.rotary import rotate
-from hal_triton.layout import empty_like, flat, rows_like, same, unit, whole_rows
+from hal_triton.layout import empty_like, flat, flat_like, rows_like, same, unit, whole_rows
 from hal_triton.rotary import how, lie_together, turn
 
 Run = Callable[..., Any]
@@ -51,7 +52,7 @@ def gemma_fused_add_rms_norm_(
 @prepared
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Run:
     rows_in, rows, stride = rows_like(x)
-    empty, weight_in, bias_in = empty_like(x), flat(weight), flat(bias)
+    empty, weight_in, bias_in = empty_like(x), flat_like(weight), flat_like(bias)
     columns = x.shape[-1]
     plan, numbers = whole_rows(rows, columns), (rows, columns, stride, eps)
     if plan.several:
@@ -68,8 +69,17 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return run
 
 
+def normed(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """The RMS norm in a dtype that need not be that of ``x``."""
+    out, columns = x.new_empty(x.shape, dtype=dtype), x.shape[-1]
+    as_rows, rows, stride = rows_like(x)
+    launch = _launch(rows, columns, (columns, stride, 0, 0), eps, 0)
+    launch(out, as_rows(x), flat(weight), None, None)
+    return out
+
+
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: int) -> Run:
-    empty, weight_in, columns = empty_like(x), flat(weight), x.shape[-1]
+    empty, weight_in, columns = empty_like(x), flat_like(weight), x.shape[-1]
     rows_in, rows, stride = rows_like(x)
     launch = _launch(rows, columns, (columns, stride, 0, 0), eps, offset)
 
@@ -82,7 +92,7 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: int) -> Run:
 
 
 def _fused(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: int) -> Run:
-    empty, empty_total, weight_in = empty_like(x), empty_like(residual), flat(weight)
+    empty, empty_total, weight_in = empty_like(x), empty_like(residual), flat_like(weight)
     rows_in, rows, stride = rows_like(x)
     residual_in, _, by = rows_like(residual)
     columns = x.shape[-1]
@@ -97,7 +107,7 @@ def _fused(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: int)
 
 
 def _fused_(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: int) -> Run:
-    weight_in = flat(weight)
+    weight_in = flat_like(weight)
     (rows_in, rows, stride), (residual_in, _, by) = rows_like(x), rows_like(residual)
     if not rows_in is residual_in is same:
         return _fused_by_copies(_fused(x, residual, weight, eps, offset))

@@ -95,7 +95,7 @@ def _norm(
     x, _, stride = rows_of(x)
     residual, _, by = (None, 0, 0) if residual is None else rows_of(residual)
     plan = into.whole_rows(columns)
-    tensors = into.q, into.scale, x, flat(weight)(weight), residual, total
+    tensors = into.q, into.scale, x, flat(weight), residual, total
     numbers = columns, stride, by, *into.numbers, eps
     constants = *into.constants(plan), unit(columns, stride, by)
     kernels.rms_norm_quantise(plan.grid, tensors, numbers, constants, plan.num_warps)

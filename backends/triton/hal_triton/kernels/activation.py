@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.kernels.pdl import begin
+from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
 
@@ -58,7 +58,7 @@ def gate_and_mul(
     PDL: tl.constexpr,
 ):
     """Out [rows, columns] of x [rows, 2 * columns], whose halves are gate and up."""
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -85,7 +85,7 @@ def interleaved_and_mul(
     PDL: tl.constexpr,
 ):
     """Out [rows, columns] of x [rows, 2 * columns], whose gates and ups alternate."""
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     pair = tl.program_id(1) * BLOCK * 2 + tl.arange(0, BLOCK * 2)[None, :]
@@ -110,7 +110,7 @@ def elementwise(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    await_previous(PDL)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     value = plain(tl.load(x + place, mask).to(tl.float32), KIND)
@@ -127,7 +127,7 @@ def scale_and_add(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    await_previous(PDL)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     value = tl.load(x + place, mask).to(tl.float32) * scale + tl.load(y + place, mask).to(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.kernels.pdl import begin
+from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
 
@@ -44,7 +44,7 @@ def rms_norm(
     PDL: tl.constexpr,
 ):
     """Of x + residual, where there is one, which goes to total before it is normed."""
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
@@ -80,7 +80,7 @@ def long_rms_norm(
     PDL: tl.constexpr,
 ):
     """The same of one row that registers do not hold; what is read twice is written last."""
-    begin(PDL)
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -124,7 +124,7 @@ def layer_norm(
     UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
@@ -154,7 +154,7 @@ def long_layer_norm(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     mean = 0.0

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def begin(PDL: tl.constexpr):
+def await_previous(PDL: tl.constexpr):
     """Wait for the kernels before, and let the next one start to wait for this.
 
     It comes first in a kernel, before every load and in every program: then nothing is read that

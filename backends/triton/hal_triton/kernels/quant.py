@@ -7,7 +7,7 @@ import triton.language as tl
 
 from hal_triton.kernels.activation import silu
 from hal_triton.kernels.norm import over_root, scaled
-from hal_triton.kernels.pdl import begin
+from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
 
@@ -143,7 +143,7 @@ def quantise(
     UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row, valid, matrix, within = places(matrices, inner, room, ROWS)
     first = tl.program_id(1) * BLOCK
@@ -179,7 +179,7 @@ def silu_and_mul_quantise(
     UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row, valid, matrix, within = places(matrices, inner, room, ROWS)
     first = tl.program_id(1) * BLOCK
@@ -223,7 +223,7 @@ def rms_norm_quantise(
     PDL: tl.constexpr,
 ):
     """Of whole rows, with residual and total as in ``rms_norm``."""
-    begin(PDL)
+    await_previous(PDL)
     columns = columns // UNIT * UNIT
     row, valid, matrix, within = places(matrices, inner, room, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
@@ -256,7 +256,7 @@ def quantise_long(
     PDL: tl.constexpr,
 ):
     """A row that registers do not hold, with one scale."""
-    begin(PDL)
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     peaks = tl.zeros((BLOCK,), tl.int32)
@@ -282,7 +282,7 @@ def find_peaks(
     PDL: tl.constexpr,
 ):
     """The largest magnitude of every so-manieth block; a peak for each program."""
-    begin(PDL)
+    await_previous(PDL)
     place = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.int32)
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -306,7 +306,7 @@ def quantise_all(
     PDL: tl.constexpr,
 ):
     """With the scale that is given, or with that of all peaks, which is then stored."""
-    begin(PDL)
+    await_previous(PDL)
     if peaks is not None:
         some = tl.arange(0, PEAKS)
         peak = largest_magnitude(tl.load(peaks + some, some < peaks_count, 0.0)[None, :], 1)

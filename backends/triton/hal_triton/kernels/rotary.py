@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.kernels.pdl import begin
+from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
 
@@ -110,7 +110,7 @@ def rotate(
     With SECTIONS, pairs below section_0 turn by positions[0], those below section_1 by
     positions[1], and the rest by positions[2].
     """
-    begin(PDL)
+    await_previous(PDL)
     head_dim = head_dim // UNIT * UNIT
     half = half // UNIT * UNIT
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None, None]
