@@ -1,0 +1,196 @@
+"""What attention kernels are told about scores, and about keys and values in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hal_triton.launch import next_power_of_2
+from hal_triton.layout import unit
+from hal_triton.target import served
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Keys",
+    "Scale",
+    "Scores",
+    "Width",
+    "columns_together",
+    "head_width",
+    "results",
+    "within",
+]
+
+_LOG2E = 1.4426950408889634
+_FAR = 2**30 - 1
+"""More than any distance, and so little that the sum of two is an int32."""
+_LEAST = 16
+"""Columns and rows of a tile that is multiplied."""
+
+
+class Scale(NamedTuple):
+    """What keys or values are multiplied with: a number, or one in memory for each head."""
+
+    number: float = 1.0
+    tensor: Tensor | None = None
+    stride: int = 0
+
+    @classmethod
+    def of(cls, scale: Tensor | float | None) -> Scale:
+        """As ops take it."""
+        if isinstance(scale, Tensor):
+            return cls(1.0, scale.reshape(-1).contiguous(), int(scale.numel() > 1))
+        return cls() if scale is None else cls(float(scale))
+
+
+class Scores(NamedTuple):
+    """How a product of query and key becomes an exponent of 2, and which keys a query sees."""
+
+    left: int
+    right: int
+    sign: float
+    """Of the scale, 0 if that is: queries are multiplied with it, so that the rest is positive."""
+    scale: float
+    cap: float
+    cap_scale: float
+
+    @classmethod
+    def of(
+        cls,
+        scale: float,
+        softcap: float = 0.0,
+        causal: bool = False,
+        window: Sequence[int] = (-1, -1),
+    ) -> Scores:
+        """As ops take it."""
+        left, right = (_FAR if side < 0 else min(side, _FAR) for side in window)
+        size = abs(scale) or 1.0
+        sign = math.copysign(1.0, scale) if scale else 0.0
+        inner, outer = (size / softcap, 1.0) if softcap else (0.0, size)
+        return cls(left, 0 if causal else right, sign, outer * _LOG2E, softcap, inner)
+
+    @property
+    def shape(self) -> tuple[float, float, float, float]:
+        """The numbers that shape scores."""
+        return self[2:]
+
+
+class Width(NamedTuple):
+    """The columns of queries and keys, in one block or in two, and those of values."""
+
+    first: int
+    rest: int
+    value_dim: int
+    block: int
+    rest_block: int
+    """0 if there is no rest."""
+    value_block: int
+
+    @property
+    def widest(self) -> int:
+        """Columns that a tile of keys or values takes."""
+        return max(self.block + self.rest_block, self.value_block)
+
+    @property
+    def full(self) -> bool:
+        """Whether no block is wider than what it holds."""
+        return self[:3] == self[3:]
+
+
+def block_of(columns: int) -> int:
+    """Columns of a tile that holds so many."""
+    return max(next_power_of_2(columns), _LEAST)
+
+
+def head_width(head_dim: int, value_dim: int) -> Width:
+    """Two blocks where one would have a quarter of its columns or more to spare."""
+    block, half = block_of(head_dim), next_power_of_2(head_dim) // 2
+    if head_dim > 64 and half + block_of(head_dim - half) < block:
+        rest = head_dim - half
+        return Width(half, rest, value_dim, half, block_of(rest), block_of(value_dim))
+    return Width(head_dim, 0, value_dim, block, 0, block_of(value_dim))
+
+
+class Keys(NamedTuple):
+    """Keys and values, one sequence after the other or in pages."""
+
+    k: Tensor
+    v: Tensor | None
+    """None if values are the first part of keys."""
+    table: Tensor | None
+    lengths: Tensor
+    """Where sequences start in k and v; with a table the keys of each."""
+    most: int
+    block_size: int
+    strides: tuple[int, ...]
+    """Of pages, rows, heads and columns, of k and then of v."""
+
+    @classmethod
+    def ragged(cls, k: Tensor, v: Tensor, starts: Tensor) -> Keys:
+        """[tokens, kv_heads, head_dim] each."""
+        strides = (0, *k.stride(), 0, *v.stride())
+        return cls(k, v, None, starts.contiguous(), 0, 1, strides)
+
+    @classmethod
+    def paged(
+        cls, k: Tensor, v: Tensor | None, table: Tensor, lengths: Tensor, most: int = _FAR
+    ) -> Keys:
+        """[blocks, block_size, kv_heads, head_dim] each."""
+        table = columns_together(table)
+        most = min(most, table.shape[1] * k.shape[1]) if k.shape[0] else 0
+        strides = (*k.stride(), *((0, 0, 0, 0) if v is None else v.stride()))
+        return cls(k, v, table, lengths.contiguous(), most, k.shape[1], strides)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The block size and its logarithm, where it has one."""
+        return self.block_size, self.block_size.bit_length() - 1
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The stride of the table and all others."""
+        return (0 if self.table is None else self.table.stride(0), *self.strides)
+
+    def pages(self, tile: int) -> int:
+        """PAGES for tiles of so many keys."""
+        if self.table is None:
+            return 0
+        if self.block_size & (self.block_size - 1):
+            return 1
+        return 2 if self.block_size < tile else 3
+
+    def unit(self, width: Width, *strides: int) -> int:
+        """UNIT for these and further strides; 0 if columns do not lie side by side."""
+        if self.strides[3] != 1 or (self.v is not None and self.strides[7] != 1):
+            return 0
+        together = *self.strides[:3], *self.strides[4:7], width.first, width.value_dim
+        return unit(*together, *strides)
+
+
+def columns_together(x: Tensor) -> Tensor:
+    """``x`` with the elements of a row side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def results(q: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Memory for the two results, for each row of queries [..., head_dim]."""
+    leading = q.shape[:-1]
+    return q.new_empty((*leading, value_dim)), q.new_empty(leading, dtype=torch.float32)
+
+
+def within(most: int, *sizes: tuple[str, int]) -> str | None:
+    """None, or which of some sizes is above ``most``."""
+    above = [name for name, size in sizes if size > most]
+    return f"{above[0]} is above {most}" if above else None
+
+
+def served_widths(
+    args: tuple[Any, ...], kwargs: dict[str, Any], *sizes: tuple[str, int]
+) -> str | None:
+    """The condition of kernels whose programs hold whole heads."""
+    return served(*args, **kwargs) or within(512, *sizes)

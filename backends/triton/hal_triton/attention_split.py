@@ -1,0 +1,173 @@
+"""Attention of few queries to many keys, in two launches: sums of parts, then of all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from hal_triton.attention_parts import Keys, Scale, Scores, Width, results
+from hal_triton.kernels.attention_merge import merge_parts
+from hal_triton.kernels.attention_split import attend_parts
+from hal_triton.launch import next_power_of_2
+from hal_triton.layout import ceil_div
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Query", "attend_split"]
+
+_CHUNK = 256
+"""Keys of a chunk, at least; a power of two that holds whole tiles."""
+_GROUP = 8
+"""Chunks of a group."""
+_MERGED = 2048
+"""Elements of a program's sums when they are merged."""
+_CHUNKS, _STEP = 128, 128
+"""As in the kernels."""
+_BUSY = 120
+"""Programs with which a large device is as good as full."""
+_MOST = 1056
+"""Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
+
+
+class Query(NamedTuple):
+    """Queries [tokens, heads, columns], in one tensor or in two."""
+
+    q: Tensor
+    rest: Tensor | None
+    starts: Tensor | None
+    """Where sequences start; None if each has one query."""
+    longest: int
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        """Of tokens and heads, of both."""
+        rest = (0, 0) if self.rest is None else (self.rest.stride(0), self.rest.stride(1))
+        return (self.q.stride(0), self.q.stride(1), *rest)
+
+
+class _Tile(NamedTuple):
+    """Rows and keys that a program has at once."""
+
+    rows: int
+    keys: int
+    chunk: int
+    num_warps: int
+    num_stages: int
+    folds: bool
+    """Whether registers hold the sums of a group beside those of a chunk."""
+    split: bool
+    """Whether weights are rounded in two parts: in float32 there is nothing to gain."""
+
+
+def _tile(rows: int, width: Width, itemsize: int, unit: int) -> _Tile:
+    most = 16 if itemsize == 4 else 64 if width.value_block <= 128 else 32
+    rows = min(max(next_power_of_2(rows), 16), most)
+    sums = rows * width.value_block
+    num_warps, folds = 4 if sums <= 4096 else 8, sums <= 8192
+    chunk = _CHUNK if folds else 2 * _CHUNK
+    if itemsize == 4:
+        return _Tile(rows, 32 if width.widest <= 128 else 16, chunk, num_warps, 3, folds, False)
+    # What is more is spilled.
+    keys = 64 if width.widest <= 128 and rows != 32 and unit == 16 else 32
+    return _Tile(rows, keys, chunk, num_warps, 5, folds, True)
+
+
+class _Plan(NamedTuple):
+    """How the keys of a sequence are shared out."""
+
+    slots: int
+    units: int
+    per_unit: int
+    per_group: int
+    groups: int
+
+
+def _plan(programs: int, span: int, tile: _Tile) -> _Plan:
+    """Units of a group or of a chunk, and how many programs go over those of a sequence.
+
+    Args:
+        programs: The number of programs if no sequence were shared.
+        span: No sequence has more keys that count.
+        tile: A program's.
+    """
+    if programs == 0:
+        return _Plan(1, 1, 1, 1, 1)
+    chunks = min(max(ceil_div(span, tile.chunk), 1), _CHUNKS)
+    groups = ceil_div(chunks, _GROUP)
+    whole = tile.folds and chunks > 1 and programs * groups >= _BUSY
+    units = groups if whole else chunks
+    slots = min(units, ceil_div(_MOST, programs))
+    return _Plan(slots, units, _GROUP if whole else 1, 1 if whole else _GROUP, groups)
+
+
+def attend_split(
+    query: Query,
+    keys: Keys,
+    width: Width,
+    scores: Scores,
+    sinks: Tensor | None = None,
+    k_scale: Scale | None = None,
+    v_scale: Scale | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Out [tokens, heads, value_dim] and lse [tokens, heads]."""
+    out, lse = results(query.q, width.value_dim)
+    if width.rest and query.rest is None:
+        query = query._replace(rest=query.q[..., width.first :])
+    sequences, kv_heads = keys.lengths.shape[0], keys.k.shape[2]
+    rows = query.longest * (lse.shape[1] // kv_heads)
+    unit = keys.unit(width, *query.strides)
+    tile = _tile(rows, width, query.q.dtype.itemsize, unit)
+    tiles = ceil_div(rows, tile.rows)
+    plan = _plan(sequences * kv_heads * tiles, _span(query, keys, scores), tile)
+    k_scale, v_scale = k_scale or Scale(), v_scale or Scale()
+    given = (
+        *(query.q, query.rest, keys.k, keys.v, keys.table, query.starts, keys.lengths),
+        *(sinks, k_scale.tensor, v_scale.tensor),
+    )
+    sizes = (rows, keys.most, lse.shape[1] // kv_heads, *width[:3], *keys.sizes, *scores[:2])
+    numbers = (*sizes, *query.strides, *keys.steps, k_scale.stride, v_scale.stride, *scores.shape)
+    whole = plan.units == 1
+    # One sequence more, for the padding, where there may be any.
+    all_of_them = sequences + (query.starts is not None)
+    count = sequences * kv_heads * plan.units * rows
+    parts = (None, None, None) if whole else _parts(lse, count, width.value_dim)
+    grid = (all_of_them if whole else sequences * plan.slots), kv_heads, max(tiles, 1)
+    attend_parts(
+        grid,
+        (out, lse, *parts, *given),
+        (sequences, *lse.shape, plan.slots, plan.units, plan.per_unit, *numbers, v_scale.number),
+        (
+            *(scores.cap > 0, keys.pages(tile.keys), tile.split, plan.per_unit > 1, whole),
+            *(tile.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
+        ),
+        *(tile.num_warps, tile.num_stages),
+    )
+    if not whole:
+        pieces, *merged, num_warps = _merged(rows, plan, width)
+        merge_parts(
+            (all_of_them * pieces, kv_heads, 1),
+            (out, lse, *parts, *given),
+            (sequences, pieces, *lse.shape, *plan[1:4], *numbers, v_scale.number),
+            (scores.cap > 0, keys.pages(1), tile.chunk, *merged, *width[3:], unit),
+            num_warps,
+        )
+    return out, lse
+
+
+def _parts(lse: Tensor, count: int, value_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for so many sums, their peaks and their denominators."""
+    numbers = lse.new_empty((2, count))
+    return lse.new_empty((count, value_dim)), numbers[0], numbers[1]
+
+
+def _merged(rows: int, plan: _Plan, width: Width) -> tuple[int, int, int, int]:
+    """Programs for the rows of a sequence, the rows and groups of each, and its warps."""
+    groups = 1 if plan.groups == 1 else _CHUNKS // _GROUP
+    sums = groups * width.value_block
+    several = max(1, min(next_power_of_2(rows), _MERGED // sums))
+    return max(ceil_div(rows, several), 1), several, groups, 4 if sums <= _MERGED else 8
+
+
+def _span(query: Query, keys: Keys, scores: Scores) -> int:
+    """No sequence has more keys that count, from the step on at which its chunks begin."""
+    return min(keys.most, scores.left + query.longest + _STEP)

@@ -1,0 +1,228 @@
+"""Attention of few queries to many keys: programs share the keys of a sequence.
+
+The rows of a sequence are its queries times the query heads that share a head of the keys. Its keys
+lie in chunks, eight of them in a group; how, its own lengths say alone. Sums of a chunk start anew
+and are folded into those of its group, by the same arithmetic in a program that goes over a whole
+group as where each chunk has its own: so the number of programs leaves no trace in the results.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hal_triton.kernels.attention_parts import queries, seen
+from hal_triton.kernels.attention_rows import blank, finish
+from hal_triton.kernels.pdl import await_previous
+from hal_triton.launch import launcher
+
+# Chunks of a sequence at most; those of longer ones are longer.
+_CHUNKS = tl.constexpr(128)
+# Pieces start at multiples of the largest tile.
+_STEP = tl.constexpr(128)
+
+
+@triton.jit
+def extent(starts_q, seq_lens, sequence, most, left, LEAST: tl.constexpr):
+    """The first query of a sequence, its queries, its keys, where chunks begin and their size."""
+    if starts_q is None:
+        token, count = sequence, 1
+    else:
+        token = tl.load(starts_q + sequence).to(tl.int32)
+        count = tl.load(starts_q + sequence + 1).to(tl.int32) - token
+    keys = tl.minimum(tl.load(seq_lens + sequence), most).to(tl.int32)
+    low = tl.maximum(keys - count - left, 0) // _STEP * _STEP
+    most_: tl.constexpr = _CHUNKS * _STEP
+    chunk = tl.maximum((keys - low + most_ - 1) // most_ * _STEP, LEAST)
+    return token, count, keys, low, chunk
+
+
+@triton.jit
+def folded(acc, peak, total, part, part_peak, part_total):
+    """Sums and those of one more chunk. Spelled with fma, so that no compiler may choose."""
+    top = tl.maximum(peak, part_peak)
+    level = tl.where(top == float("-inf"), 0.0, top)
+    kept, added = tl.exp2(peak - level), tl.exp2(part_peak - level)
+    total = tl.fma(total, kept, part_total * added)
+    kept, added = tl.expand_dims(kept, -1), tl.expand_dims(added, -1)
+    acc = tl.fma(acc, tl.broadcast_to(kept, acc.shape), part * added)
+    return acc, top, total
+
+
+@launcher
+def attend_parts(
+    out,
+    lse,
+    parts,
+    peaks,
+    totals,
+    q,
+    q_rest,
+    k,
+    v,
+    table,
+    starts_q,
+    seq_lens,
+    sinks,
+    k_scales,
+    v_scales,
+    sequences: tl.int32,
+    tokens: tl.int32,
+    heads: tl.int32,
+    slots: tl.int32,
+    units: tl.int32,
+    per_unit: tl.int32,
+    rows: tl.int32,
+    most: tl.int32,
+    group: tl.int32,
+    first: tl.int32,
+    rest: tl.int32,
+    value_dim: tl.int32,
+    block_size: tl.int32,
+    shift: tl.int32,
+    left: tl.int32,
+    right: tl.int32,
+    q_stride: tl.int64,
+    q_head: tl.int64,
+    rest_stride: tl.int64,
+    rest_head: tl.int64,
+    table_stride: tl.int64,
+    k_page: tl.int64,
+    k_slot: tl.int64,
+    k_head: tl.int64,
+    k_column: tl.int64,
+    v_page: tl.int64,
+    v_slot: tl.int64,
+    v_head: tl.int64,
+    v_column: tl.int64,
+    k_scale_stride: tl.int32,
+    v_scale_stride: tl.int32,
+    sign: tl.float32,
+    scale: tl.float32,
+    cap: tl.float32,
+    cap_scale: tl.float32,
+    v_factor: tl.float32,
+    CAPPED: tl.constexpr,
+    PAGES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FOLDS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    LEAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    UNIT: tl.constexpr,
+    FULL: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Sums for units of per_unit chunks; a program has every slots-th of its sequence.
+
+    parts: [sequences, kv_heads, units, rows, value_dim]. WHOLE: there is but one unit, and results
+    are written, with the padding as the sequence behind the last one. Without v, values are the
+    first part of keys.
+    """
+    await_previous(PDL)
+    sequence, slot = tl.program_id(0) // slots, tl.program_id(0) % slots
+    kv_head = tl.program_id(1)
+    if WHOLE and starts_q is not None:
+        if sequence == sequences:
+            first_row = tl.load(starts_q + sequence).to(tl.int32) * heads
+            program = tl.program_id(2) * tl.num_programs(1) + kv_head
+            blank(
+                *(out, lse, first_row, tokens * heads, program),
+                *(tl.num_programs(1) * tl.num_programs(2), value_dim, BLOCK_M, BLOCK_V),
+            )
+            return
+    token, count, keys, low, chunk = extent(starts_q, seq_lens, sequence, most, left, LEAST)
+    span = per_unit * chunk
+    here = (keys - low + span - 1) // span
+    if WHOLE:
+        here = 1
+    limit = tl.minimum(count * group, rows)
+    if (slot >= here) | (tl.program_id(2) * BLOCK_M >= limit):
+        return
+    HINT: tl.constexpr = UNIT if UNIT > 0 else 1
+    first = first // HINT * HINT
+    value_dim = value_dim // HINT * HINT
+    q_stride, q_head = q_stride // HINT * HINT, q_head // HINT * HINT
+    rest_stride, rest_head = rest_stride // HINT * HINT, rest_head // HINT * HINT
+    k_page, k_slot, k_head = k_page // HINT * HINT, k_slot // HINT * HINT, k_head // HINT * HINT
+    k += kv_head * k_head
+    if v is not None:
+        v_page, v_slot, v_head = v_page // HINT * HINT, v_slot // HINT * HINT, v_head // HINT * HINT
+        v += kv_head * v_head
+    table += sequence * table_stride
+    k_factor = None
+    if k_scales is not None:
+        k_factor = tl.load(k_scales + kv_head * k_scale_stride).to(tl.float32)
+
+    row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = row < limit
+    query, head = row // group, kv_head * group + row % group
+    place = (token + query).to(tl.int64)
+    tile_q = queries(q, place * q_stride + head * q_head, inside, first, sign, BLOCK_D)
+    tile_rest = None
+    if REST > 0:
+        offset = place * rest_stride + head * rest_head
+        tile_rest = queries(q_rest, offset, inside, rest, sign, REST)
+    least = tl.maximum(keys - count - left, 0)
+    lowest, highest = query + (keys - count) - left, query + (keys - count) + right
+
+    for unit in range(slot, here, slots):
+        begin = low + unit * span
+        end = tl.minimum(begin + span, keys)
+        acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
+        peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        total = tl.full((BLOCK_M,), 0.0, tl.float32)
+        if FOLDS:
+            whole, whole_peak, whole_total = acc, peak, total
+        for start in range(begin, end, BLOCK_N):
+            acc, peak, total = seen(
+                *(acc, peak, total, tile_q),
+                tile_rest,
+                k,
+                v,
+                *(table, start, lowest, highest, least, keys),
+                k_factor,
+                *(block_size, shift, first, rest, value_dim),
+                *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+                *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
+            )
+            if FOLDS:
+                if (start + BLOCK_N - begin) % chunk == 0:
+                    whole, whole_peak, whole_total = folded(
+                        whole, whole_peak, whole_total, acc, peak * scale, total
+                    )
+                    acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
+                    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+                    total = tl.full((BLOCK_M,), 0.0, tl.float32)
+        peak = peak * scale
+        if FOLDS:
+            acc, peak, total = folded(whole, whole_peak, whole_total, acc, peak, total)
+        if WHOLE:
+            if v_scales is not None:
+                v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
+            finish(
+                *(out, lse, acc, peak, total, inside, token, query, head, heads),
+                sinks,
+                *(v_factor, q),
+                q_rest,
+                k,
+                v,
+                table,
+                k_factor,
+                *(keys, count, left, right, block_size, shift, first, rest, value_dim),
+                *(q_stride, q_head, rest_stride, rest_head),
+                *(k_page, k_slot, k_column, v_page, v_slot, v_column, sign, scale, cap, cap_scale),
+                *(CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+            )
+        else:
+            at = (sequence.to(tl.int64) * tl.num_programs(1) + kv_head) * units + unit
+            at = at * rows + row
+            tl.store(peaks + at, peak, inside)
+            tl.store(totals + at, total, inside)
+            column = tl.arange(0, BLOCK_V)[None, :]
+            mask = inside[:, None] & (column < value_dim)
+            tl.store(parts + at[:, None] * value_dim + column, acc, mask)
