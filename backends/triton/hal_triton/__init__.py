@@ -51,7 +51,32 @@ _FAMILIES = {
     "rotary": ("rotary_embedding", "multimodal_rotary_embedding"),
     "quant": ("per_token_group_quant", "per_token_quant", "per_tensor_quant"),
     "quant_fused": ("silu_and_mul_quant", "rms_norm_quant", "fused_add_rms_norm_quant"),
+    "matmul": ("block_scaled_mm", "w4a16_mm"),
+    "gemv": ("fused_gemv", "fused_moe_gemv"),
+    "experts": ("fused_experts",),
+    "moe": (
+        "topk_softmax",
+        "topk_sigmoid",
+        "grouped_topk",
+        "moe_align_block_size",
+        "moe_sum",
+    ),
+    "attention": ("varlen_attention", "paged_attention"),
+    "merge": ("merge_attention_states",),
+    "mla": ("mla_decode",),
+    "kv_cache": ("store_kv_cache_",),
+    "sampling": (
+        "softmax",
+        "top_k_renorm",
+        "top_p_renorm",
+        "min_p_renorm",
+        "sample",
+        "apply_token_bitmask_",
+    ),
 }
+
+_BY_ROWS = {"block_scaled_mm", "w4a16_mm", "fused_gemv", "fused_experts"}
+"""Ops whose kernels go by the number of rows, and with it the bits of each."""
 
 
 def _offer(op: str, family: str) -> object:
@@ -68,7 +93,7 @@ def _offer(op: str, family: str) -> object:
             name="triton",
             graph_safe=True,
             deterministic=True,
-            batch_invariant=True,
+            batch_invariant=op not in _BY_ROWS,
             pdl=Capability.PDL in device.capabilities,
         )
 

@@ -1,0 +1,226 @@
+"""Sums of products, which tiles of results are made of.
+
+Rows are given by pointers to where each begins, x [M] and w [N], and by whether it exists, x_in and
+w_in. The sums are [M, N] in float32.
+"""
+
+# pyright: basic
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_product(total, a, b):
+    """The total plus a @ b in float32, without a rounding of a or b."""
+    if a.dtype == tl.float32:
+        if b.dtype == tl.float32:
+            # A sum of sums loses less than a long sum, which a compiler that knows of a zero makes
+            # of it; there are no more programs along the last axis.
+            zero = tl.full(total.shape, tl.program_id(2), tl.float32)
+            total += tl.dot(a, b, zero, input_precision="ieee")
+        else:
+            total = add_wide_product(total, a, b)
+    elif a.dtype == tl.bfloat16 or a.dtype == tl.float16:
+        total = tl.dot(a, b, total)
+    else:
+        # Multiplied as they are, codes are added up with fewer bits than float32 has.
+        total = tl.dot(a.to(tl.float16), b.to(tl.float16), total)
+    return total
+
+
+@triton.jit
+def add_wide_product(total, a, b):
+    """The same with a in float32 and b in 16 bits: first with what these hold of a, then the rest.
+
+    float16 has too few exponents for that, but tf32 holds all of it.
+    """
+    KEPT: tl.constexpr = -65536 if b.dtype == tl.bfloat16 else -8192
+    high = (a.to(tl.int32, bitcast=True) & KEPT).to(tl.float32, bitcast=True)
+    rest = tl.where(high == a, 0.0, a - high)  # An infinity less itself is NaN.
+    if b.dtype == tl.bfloat16:
+        total = tl.dot(high.to(tl.bfloat16), b, total)
+        total = tl.dot(rest.to(tl.bfloat16), b, total)
+    else:
+        b = b.to(tl.float32)
+        total = tl.dot(high, b, total, input_precision="tf32")
+        total = tl.dot(rest, b, total, input_precision="tf32")
+    return total
+
+
+@triton.jit
+def sums(x, x_in, w, w_in, columns, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    total = tl.full((M, N), 0, tl.float32)
+    for start in range(0, columns, K):
+        k = start + tl.arange(0, K)
+        inside = k < columns
+        a = tl.load(x[:, None] + k[None, :], x_in[:, None] & inside[None, :], 0.0)
+        b = tl.load(w[None, :] + k[:, None], w_in[None, :] & inside[:, None], 0.0)
+        total = add_product(total, a, b)
+    return total
+
+
+@triton.jit
+def scaled_sums(
+    x,
+    x_in,
+    x_scale,
+    x_step,
+    w,
+    w_in,
+    w_scale,
+    w_step,
+    columns,
+    size,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The same of codes; size columns, in which K go exactly, have a scale each.
+
+    Scales begin at the pointers x_scale [M] and w_scale [N], and lie a step apart. They are loaded
+    a block ahead, as nobody else does it for loads that are not factors.
+    """
+    nothing = tl.full((M, N), 0, tl.float32)
+    total = nothing
+    # The column of each row's next block.
+    m_next, n_next = tl.full((M,), 0, tl.int32), tl.full((N,), 0, tl.int32)
+    by_x = tl.load(x_scale, x_in & (m_next < columns), 0.0)
+    by_w = tl.load(w_scale, w_in & (n_next < columns), 0.0)
+    for start in range(0, columns, K):
+        k = start + tl.arange(0, K)
+        inside = k < columns
+        a = tl.load(x[:, None] + k[None, :], x_in[:, None] & inside[None, :], 0.0)
+        b = tl.load(w[None, :] + k[:, None], w_in[None, :] & inside[:, None], 0.0)
+        m_next, n_next, group = m_next + K, n_next + K, (start + K) // size
+        next_by_x = tl.load(x_scale + group * x_step, x_in & (m_next < columns), 0.0)
+        next_by_w = tl.load(w_scale + group * w_step, w_in & (n_next < columns), 0.0)
+        part = add_product(nothing, a, b)
+        total += part * by_x[:, None] * by_w[None, :]
+        by_x, by_w = next_by_x, next_by_w
+    return total
+
+
+@triton.jit
+def spread_sums(
+    x,
+    x_in,
+    x_scale,
+    x_step,
+    w,
+    w_in,
+    w_scale,
+    w_step,
+    columns,
+    size,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The same for any size, which is slow."""
+    total = tl.full((M, N), 0, tl.float32)
+    for start in range(0, columns, K):
+        k = start + tl.arange(0, K)
+        inside, group = k < columns, k // size
+        x_mask, w_mask = x_in[:, None] & inside[None, :], w_in[None, :] & inside[:, None]
+        a = tl.load(x[:, None] + k[None, :], x_mask, 0.0).to(tl.float32)
+        b = tl.load(w[None, :] + k[:, None], w_mask, 0.0).to(tl.float32)
+        a *= tl.load(x_scale[:, None] + (group * x_step)[None, :], x_mask, 0.0)
+        b *= tl.load(w_scale[None, :] + (group * w_step)[:, None], w_mask, 0.0)
+        total = add_product(total, a, b)
+    return total
+
+
+@triton.jit
+def even_and_odd(x, x_in, start, columns, M: tl.constexpr, K: tl.constexpr):
+    """[M, K / 2] twice, of K columns from start."""
+    k = start + tl.arange(0, K)
+    both = tl.load(x[:, None] + k[None, :], x_in[:, None] & (k < columns)[None, :], 0.0)
+    return tl.split(tl.reshape(both, (M, K // 2, 2)))
+
+
+@triton.jit
+def packed_sums(
+    x,
+    x_in,
+    w,
+    w_in,
+    w_scale,
+    w_step,
+    w_zero,
+    width,
+    size,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The same of x and codes of 4 bits, width bytes of them, less their zeros, which are whole.
+
+    An even column is multiplied with the low code of its byte, an odd one with the high code.
+    """
+    nothing = tl.full((M, N), 0, tl.float32)
+    total = nothing
+    byte_next = tl.full((N,), 0, tl.int32)
+    some = w_in & (byte_next < width)
+    by_w, zero = tl.load(w_scale, some, 0.0), byte_next.to(tl.float32) + 8
+    if w_zero is not None:
+        zero = tl.load(w_zero, some, 0).to(tl.float32)
+    for start in range(0, width, K // 2):
+        byte = start + tl.arange(0, K // 2)
+        mask = w_in[None, :] & (byte < width)[:, None]
+        codes = tl.load(w[None, :] + byte[:, None], mask, 0)
+        even, odd = even_and_odd(x, x_in, 2 * start, 2 * width, M, K)
+        byte_next += K // 2
+        group, more = (2 * start + K) // size, w_in & (byte_next < width)
+        next_by_w = tl.load(w_scale + group * w_step, more, 0.0)
+        low = ((codes & 15).to(tl.float32) - zero[None, :]).to(even.dtype)
+        high = ((codes >> 4).to(tl.float32) - zero[None, :]).to(even.dtype)
+        part = add_product(nothing, even, low)
+        part = add_product(part, odd, high)
+        total += part * by_w.to(tl.float32)[None, :]
+        by_w = next_by_w
+        if w_zero is not None:
+            zero = tl.load(w_zero + group, more, 0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def spread_packed_sums(
+    x,
+    x_in,
+    w,
+    w_in,
+    w_scale,
+    w_step,
+    w_zero,
+    width,
+    size,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """The same for any size and any zeros, which is slow."""
+    total = tl.full((M, N), 0, tl.float32)
+    for start in range(0, width, K // 2):
+        byte = (start + tl.arange(0, K // 2))[:, None]
+        mask = w_in[None, :] & (byte < width)
+        codes = tl.load(w[None, :] + byte, mask, 0)
+        even, odd = even_and_odd(x, x_in, 2 * start, 2 * width, M, K)
+        low = of_code(codes & 15, 2 * byte // size, mask, w_scale[None, :], w_step, w_zero)
+        high = of_code(codes >> 4, (2 * byte + 1) // size, mask, w_scale[None, :], w_step, w_zero)
+        total = add_product(total, even.to(tl.float32), low)
+        total = add_product(total, odd.to(tl.float32), high)
+    return total
+
+
+@triton.jit
+def of_code(code, group, mask, w_scale, w_step, w_zero):
+    """(code - zero) * scale, with those of a group."""
+    value = code.to(tl.float32)
+    if w_zero is not None:
+        value -= tl.load(w_zero[None, :] + group, mask, 0).to(tl.float32)
+    else:
+        value -= 8
+    return value * tl.load(w_scale + group * w_step, mask, 0.0).to(tl.float32)
