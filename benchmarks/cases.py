@@ -41,7 +41,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def norms() -> Iterator[Case]:
     """Llama 3 8B and 70B, Qwen3 30B-A3B, DeepSeek-V3."""
     for width in (2048, 4096, 7168, 8192):
-        weight = randn(width)
+        weight, bias = randn(width), randn(width)
         for tokens in TOKENS:
             shape, size = f"({tokens}, {width})", tokens * width * 2
 
@@ -51,8 +51,8 @@ def norms() -> Iterator[Case]:
             def added(tokens: int = tokens, weight: Tensor = weight) -> Any:
                 return (*(randn(tokens, weight.numel()) for _ in "xr"), weight), {}
 
-            def layer(tokens: int = tokens, weight: Tensor = weight) -> Any:
-                return (randn(tokens, weight.numel()), weight, weight), {}
+            def layer(tokens: int = tokens, weight: Tensor = weight, bias: Tensor = bias) -> Any:
+                return (randn(tokens, weight.numel()), weight, bias), {}
 
             yield Case("norm", "rms_norm", shape, plain, 2 * size)
             yield Case("norm", "fused_add_rms_norm_", shape, added, 4 * size)
@@ -113,9 +113,9 @@ def rotaries() -> Iterator[Case]:
 
             def normed(tokens: int = tokens, heads: int = heads, kv: int = kv_heads) -> Any:
                 positions = torch.randint(16384, (tokens,), device="cuda")
-                qkv, weight = randn(tokens, (heads + 2 * kv) * 128), randn(128)
+                qkv, (of_q, of_k) = randn(tokens, (heads + 2 * kv) * 128), randn(2, 128)
                 options = {"eps": 1e-6, "is_neox": True}
-                return (qkv, weight, weight, cache, positions, heads, kv), options
+                return (qkv, of_q, of_k, cache, positions, heads, kv), options
 
             shape, moved = (
                 f"({tokens}, {heads}, {kv_heads}, 128)",

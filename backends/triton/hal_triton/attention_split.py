@@ -41,8 +41,10 @@ class Query(NamedTuple):
     @property
     def strides(self) -> tuple[int, int, int, int]:
         """Of tokens and heads, of both."""
-        rest = (0, 0) if self.rest is None else (self.rest.stride(0), self.rest.stride(1))
-        return (self.q.stride(0), self.q.stride(1), *rest)
+        token, head = self.q.stride(0), self.q.stride(1)
+        if self.rest is None:
+            return token, head, 0, 0
+        return token, head, self.rest.stride(0), self.rest.stride(1)
 
 
 class _Tile(NamedTuple):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from hal_native.moe import moe_align_block_size
 from hal_triton.kernels import experts as kernels
 from hal_triton.layout import ceil_div, rows_of, tile, unit
+from hal_triton.moe import moe_align_block_size
 from hal_triton.product import BLOCK, Tiles, Weight, by_rows, tiles
 from hal_triton.quant import per_token_group_quant
 
