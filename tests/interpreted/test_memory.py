@@ -12,6 +12,7 @@ from hal.offers import offers
 from hal.op import OPS
 from hal.testing.checks.check import accepted
 from hal.testing.checks.results import compare
+from hal.testing.outcome import NotTried
 from hal.testing.records import RECORDS
 from hal.testing.subject import Subject, expected
 from interpreted.children import in_child
@@ -42,7 +43,11 @@ def fits(values: list[object]) -> bool:
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.op.name)
 def test_memory_is_kept_to_in_any_order(subject: Subject) -> None:
-    every = [s for s in accepted(subject) if fits([*s.args, *s.kwargs.values()])][::EVERY]
+    try:
+        taken = accepted(subject)
+    except NotTried as reason:
+        pytest.skip(str(reason))
+    every = [s for s in taken if fits([*s.args, *s.kwargs.values()])][::EVERY]
     for sample in every:
         expected(subject.record, sample)
 

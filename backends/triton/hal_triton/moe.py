@@ -10,7 +10,7 @@ import torch
 
 from hal_triton.kernels import moe as kernels
 from hal_triton.kernels import moe_align
-from hal_triton.launch import next_power_of_2
+from hal_triton.launch import INTERPRETED, next_power_of_2
 from hal_triton.layout import ceil_div, rows_of, tile, unit
 from hal_triton.target import served
 
@@ -21,14 +21,16 @@ _EXPERTS = 8192
 """Those of a token that registers hold, and whose numbers fit into 13 bits."""
 _WARP = 1024
 """Those for which it has one warp, within which much is quicker."""
-_ONE, _MANY = 128, 512
+# A program costs the interpreter more than what is in it.
+_ONE = 4096 if INTERPRETED else 128
+_MANY = 512
 """Logits that a program has at least, and at most of several rows."""
 _PROGRAMS = 1024
 """With no more rows than that a program has one, unless it is short."""
 
 _FEW, _FEW_EXPERTS = 1024, 512
 """Up to so many pairs and experts, every program may as well count them all."""
-_OWN = 16
+_OWN = 64 if INTERPRETED else 16
 """Pairs that such a program places."""
 _CHUNKS, _PAIRS, _BINS = 128, 128, 1024
 """Of more pairs, the chunks, the pairs at once, and the experts that are counted at once."""
