@@ -96,7 +96,7 @@ def first_use(number):
     answer = doors[number]()
     assert number != 7 or answer is True, "a capability is missing"
     assert number != 5 or {b.state for b in answer} == {"loaded"}, answer
-    assert number != 2 or [str(c) for c in answer.candidates] == [
+    assert number != 2 or [str(c) for c in answer.candidates if c.kernel] == [
         "one:seven", "two:seven", "native:torch"], answer
     return hal.ops.silu_and_mul(x).tolist()
 

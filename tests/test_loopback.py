@@ -140,9 +140,14 @@ def loopback(answer: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+# What the other backends of hal have for a host.
+OTHERS = {"cuda": "serves cuda only", "triton": "offers no kernel here"}
+
+
 def test_chosen_before_what_hal_ships(beside: list[Path]) -> None:
     answer = said(beside)
     assert answer["norm"] == {
+        **OTHERS,
         "loopback:torch": "third-party for this device",
         "native:torch": "loopback:torch comes first",
         "chosen": "loopback:torch",
@@ -162,6 +167,7 @@ def test_chosen_before_what_hal_ships(beside: list[Path]) -> None:
 def test_refused_for_its_reason(beside: list[Path]) -> None:
     answer = said(beside)
     assert answer["softmax"] == {
+        **OTHERS,
         "loopback:torch": "temperature must be one number, not a tensor",
         "native:torch": "reference",
         "chosen": "native:torch",
@@ -223,9 +229,9 @@ def test_its_capability_stands_without_the_reference(beside: list[Path]) -> None
 
 def test_gone(alone: Path) -> None:
     answer = said([alone])
-    assert [each["name"] for each in answer["backends"]] == ["native"]
-    assert answer["norm"] == {"native:torch": "reference", "chosen": "native:torch"}
-    assert answer["unknown"] == "there is no backend 'loopback'; found native"
+    assert [each["name"] for each in answer["backends"]] == ["cuda", "native", "triton"]
+    assert answer["norm"] == {**OTHERS, "native:torch": "reference", "chosen": "native:torch"}
+    assert answer["unknown"] == "there is no backend 'loopback'; found cuda, native, triton"
 
 
 def test_it_passes_the_kit_from_its_own_distribution(beside: list[Path], tmp_path: Path) -> None:

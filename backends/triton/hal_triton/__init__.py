@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import os
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
 
 backend = Backend(api=1, torch=">=2.7")
 
 
+@functools.cache
 def _works(device: Device) -> bool:
-    if importlib.util.find_spec("triton") is None:
+    # Triton reads it when it is imported, which takes a while: not where it has nothing to do.
+    interpreted = os.environ.get("TRITON_INTERPRET", "") not in ("", "0")  # noqa: TID251
+    if not (device.accelerator or interpreted) or importlib.util.find_spec("triton") is None:
         return False
-    from hal_triton.target import works  # Triton takes a while to import.
+    from hal_triton.target import works
 
     return works(device)
 
