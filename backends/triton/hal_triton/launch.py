@@ -17,14 +17,14 @@ from triton.runtime.jit import JITFunction
 import hal
 
 driver: Any = _driver
-# From 3.4 on, as is all that is launched directly.
+# Triton 3.3 has none, and nothing that is launched directly.
 knobs: Any = getattr(triton, "knobs", None)
 
 __all__ = ["INTERPRETED", "Launcher", "Special", "launcher", "next_power_of_2"]
 
 # Those whose ``CompiledKernel.run`` takes the grid, the stream, the function, its packed metadata,
 # launch metadata, two hooks, then every argument: read in their sources, and run with 3.6.
-_DIRECT = ("3.4", "3.5", "3.6", "3.7", "3.8", "3.9")
+_DIRECT = ("3.6", "3.9")
 _SERIES = triton.__version__.rpartition(".")[0]
 _DIRECTLY = _SERIES in _DIRECT
 
@@ -42,7 +42,7 @@ class Launcher:
 
     Triton specialises a kernel for the dtypes of its tensors, whether they are aligned to 16 bytes,
     which are None, and its constants; numbers have a type of their own and are not looked at. Once
-    it is compiled for all that, it is launched without the 7 us in which Triton finds out the same.
+    it is compiled for all that, it is launched without the time in which Triton finds out the same.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
