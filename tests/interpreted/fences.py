@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hal.testing.checks.results import _EMPTIES
 from hal.testing.subject import memory
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -64,15 +65,6 @@ def _fenced_copy(value: Tensor, side: str) -> Tensor:
     room = fenced(-(-whole.numel() // 16) * 16 if side == "left" else whole.numel(), side)
     room[: whole.numel()].copy_(whole)
     return room[: whole.numel()]
-
-
-_EMPTIES = {
-    torch.ops.aten.empty.memory_format,
-    torch.ops.aten.empty_strided.default,
-    torch.ops.aten.empty_like.default,
-    torch.ops.aten.new_empty.default,
-    torch.ops.aten.new_empty_strided.default,
-}
 
 
 class Fenced(TorchDispatchMode):
