@@ -1,73 +1,16 @@
-"""Other libraries' kernels for the same calls, where they are installed."""
+"""Norms, activations, quantisation and rotary embeddings of other libraries, and of torch."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Peer = Callable[..., Any]
+from peers.registry import compiled, flashinfer, peer, sgl, vllm
+
 F8 = torch.float8_e4m3fn
-
-
-def _has(namespace: str, op: str) -> bool:
-    return hasattr(getattr(torch.ops, namespace), op)
-
-
-def peers(op: str) -> dict[str, Peer]:
-    """The peers of a form by name; each takes its arguments and returns its results."""
-    return {
-        name: function for (name, its), (function, there) in PEERS.items() if its == op and there()
-    }
-
-
-PEERS: dict[tuple[str, str], tuple[Peer, Callable[[], bool]]] = {}
-
-
-def peer(name: str, op: str, there: Callable[[], bool] = lambda: True) -> Callable[[Peer], Peer]:
-    def keep(function: Peer) -> Peer:
-        PEERS[name, op] = function, there
-        return function
-
-    return keep
-
-
-def in_dispatcher(name: str, namespace: str, op: str, theirs: str) -> Callable[[Peer], Peer]:
-    return peer(name, op, lambda: _has(namespace, theirs))
-
-
-def compiled(op: str) -> Callable[[Peer], Peer]:
-    """A peer that torch.compile makes of plain torch."""
-
-    def keep(function: Peer) -> Peer:
-        peer("compile", op)(torch.compile(function, dynamic=False))
-        return function
-
-    return keep
-
-
-def flashinfer(op: str) -> Callable[[Peer], Peer]:
-    return peer("flashinfer", op, lambda: importlib.util.find_spec("flashinfer") is not None)
-
-
-def sgl(op: str, theirs: str) -> Callable[[Peer], Peer]:
-    return in_dispatcher("sgl", "sgl_kernel", op, theirs)
-
-
-def vllm(op: str, theirs: str) -> Callable[[Peer], Peer]:
-    return in_dispatcher("vllm", "_C", op, theirs)
-
-
-def of_sgl() -> Any:
-    return torch.ops.sgl_kernel
-
-
-def of_vllm() -> Any:
-    return torch.ops._C
 
 
 @peer("torch", "rms_norm")
@@ -85,14 +28,14 @@ def compiled_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 @sgl("rms_norm", "rmsnorm")
 def sgl_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty_like(x)
-    of_sgl().rmsnorm(out, x, weight, 1e-6, True)
+    torch.ops.sgl_kernel.rmsnorm(out, x, weight, 1e-6, True)
     return out
 
 
 @vllm("rms_norm", "rms_norm")
 def vllm_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty_like(x)
-    of_vllm().rms_norm(out, x, weight, 1e-6)
+    torch.ops._C.rms_norm(out, x, weight, 1e-6)
     return out
 
 
@@ -112,13 +55,13 @@ def compiled_fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> 
 
 @sgl("fused_add_rms_norm_", "fused_add_rmsnorm")
 def sgl_fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Any:
-    of_sgl().fused_add_rmsnorm(x, residual, weight, 1e-6, True)
+    torch.ops.sgl_kernel.fused_add_rmsnorm(x, residual, weight, 1e-6, True)
     return x, residual
 
 
 @vllm("fused_add_rms_norm_", "fused_add_rms_norm")
 def vllm_fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> Any:
-    of_vllm().fused_add_rms_norm(x, residual, weight, 1e-6)
+    torch.ops._C.fused_add_rms_norm(x, residual, weight, 1e-6)
     return x, residual
 
 
@@ -149,14 +92,14 @@ def compiled_silu_and_mul(x: Tensor) -> Tensor:
 @sgl("silu_and_mul", "silu_and_mul")
 def sgl_silu_and_mul(x: Tensor) -> Tensor:
     out = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-    of_sgl().silu_and_mul(out, x)
+    torch.ops.sgl_kernel.silu_and_mul(out, x)
     return out
 
 
 @vllm("silu_and_mul", "silu_and_mul")
 def vllm_silu_and_mul(x: Tensor) -> Tensor:
     out = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-    of_vllm().silu_and_mul(out, x)
+    torch.ops._C.silu_and_mul(out, x)
     return out
 
 
@@ -176,7 +119,7 @@ def compiled_gelu_tanh_and_mul(x: Tensor) -> Tensor:
 @sgl("gelu_tanh_and_mul", "gelu_tanh_and_mul")
 def sgl_gelu_tanh_and_mul(x: Tensor) -> Tensor:
     out = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-    of_sgl().gelu_tanh_and_mul(out, x)
+    torch.ops.sgl_kernel.gelu_tanh_and_mul(out, x)
     return out
 
 
@@ -190,35 +133,37 @@ def codes_and_scales(x: Tensor, columns: int) -> tuple[Tensor, Tensor]:
 def sgl_group_quant(x: Tensor) -> Any:
     q, scale = codes_and_scales(x, x.shape[-1] // 128)
     limits = 1e-10, -448.0, 448.0, False, False, None
-    of_sgl().sgl_per_token_group_quant_8bit_v2(x, q, scale, 128, *limits)
+    torch.ops.sgl_kernel.sgl_per_token_group_quant_8bit_v2(x, q, scale, 128, *limits)
     return q, scale
 
 
 @vllm("per_token_group_quant", "per_token_group_fp8_quant")
 def vllm_group_quant(x: Tensor) -> Any:
     q, scale = codes_and_scales(x, x.shape[-1] // 128)
-    of_vllm().per_token_group_fp8_quant(x, q, scale, 128, 1e-10, -448.0, 448.0, False, False, False)
+    torch.ops._C.per_token_group_fp8_quant(
+        x, q, scale, 128, 1e-10, -448.0, 448.0, False, False, False
+    )
     return q, scale
 
 
 @sgl("per_token_quant", "sgl_per_token_quant_fp8")
 def sgl_token_quant(x: Tensor) -> Any:
     q, scale = codes_and_scales(x, 1)
-    of_sgl().sgl_per_token_quant_fp8(x, q, scale)
+    torch.ops.sgl_kernel.sgl_per_token_quant_fp8(x, q, scale)
     return q, scale
 
 
 @vllm("per_token_quant", "dynamic_per_token_scaled_fp8_quant")
 def vllm_token_quant(x: Tensor) -> Any:
     q, scale = codes_and_scales(x, 1)
-    of_vllm().dynamic_per_token_scaled_fp8_quant(q, x, scale, None)
+    torch.ops._C.dynamic_per_token_scaled_fp8_quant(q, x, scale, None)
     return q, scale
 
 
 @sgl("silu_and_mul_quant", "sgl_per_token_group_quant_8bit_v2")
 def sgl_silu_and_mul_quant(x: Tensor, group_size: int) -> Any:
     half = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-    of_sgl().silu_and_mul(half, x)
+    torch.ops.sgl_kernel.silu_and_mul(half, x)
     return sgl_group_quant(half)
 
 
@@ -226,17 +171,19 @@ def sgl_silu_and_mul_quant(x: Tensor, group_size: int) -> Any:
 def sgl_fused_add_rms_norm_quant(
     x: Tensor, residual: Tensor, weight: Tensor, group_size: int
 ) -> Any:
-    of_sgl().fused_add_rmsnorm(x, residual, weight, 1e-6, True)
+    torch.ops.sgl_kernel.fused_add_rmsnorm(x, residual, weight, 1e-6, True)
     return *sgl_group_quant(x), residual
 
 
 @sgl("rotary_embedding_", "rotary_embedding")
 def sgl_rotary(positions: Tensor, query: Tensor, key: Tensor, cache: Tensor) -> Any:
-    of_sgl().rotary_embedding(positions, query.flatten(1), key.flatten(1), 128, cache, True)
+    torch.ops.sgl_kernel.rotary_embedding(
+        positions, query.flatten(1), key.flatten(1), 128, cache, True
+    )
     return query, key
 
 
 @vllm("rotary_embedding_", "rotary_embedding")
 def vllm_rotary(positions: Tensor, query: Tensor, key: Tensor, cache: Tensor) -> Any:
-    of_vllm().rotary_embedding(positions, query.flatten(1), key.flatten(1), 128, cache, True)
+    torch.ops._C.rotary_embedding(positions, query.flatten(1), key.flatten(1), 128, cache, True)
     return query, key

@@ -1,0 +1,144 @@
+"""What is timed: every case can be made, and the peers that are plain torch do what the op does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+
+import hal
+from case import F8, Case
+from cases import FAMILIES, attention, elementwise, experts, products, router, sampling
+from hal.functions import FORMS
+from judges import LIMIT, by_choice, by_norm, by_pairs, in_support
+from measure import Row, by_hal, checked, reference
+from peers import DoesNotFit, Peer, peers
+
+CPU = torch.device("cpu")
+MIXTURE = experts.Mixture("tiny", 8, 4, 128, 128, 2)
+TINY: dict[str, Case] = {
+    f"{case.op} {case.shape}": case
+    for case in (
+        elementwise.rms_norm(3, 64),
+        elementwise.fused_add_rms_norm(3, 64),
+        elementwise.layer_norm(3, 64),
+        elementwise.gated("silu_and_mul", 3, 64),
+        elementwise.gated("gelu_tanh_and_mul", 3, 64),
+        elementwise.quant("per_token_group_quant", 3, 256),
+        elementwise.quant("per_token_quant", 3, 256),
+        elementwise.add_norm_quant(3, 256),
+        elementwise.silu_quant(3, 256),
+        elementwise.rotary(3, 4, 2, 64),
+        elementwise.qk_norm_rope(3, 4, 2, 64),
+        router.topk_softmax(9, 16, 4),
+        router.topk_sigmoid(9, 16, 4),
+        router.grouped_topk(9, 16, 4, 4, 2),
+        router.align(9, 16, 4, 4),
+        router.align(1, 16, 2, 4),
+        router.moe_sum(3, 4, 16),
+        *(sampling.sample(5, 999, kind) for kind in sampling.LIMITS),
+        sampling.softmax(3, 99),
+        *(sampling.renorm(kind, 3, 99) for kind in ("top_k", "top_p", "min_p")),
+        sampling.bitmask(3, 99),
+        attention.paged(3, 20, 4, 2, 16, dim=32),
+        attention.paged(3, 20, 4, 2, 16, F8, dim=32),
+        attention.mla(2, 20, 4, 16),
+        attention.merge(3, 4, 16),
+        attention.varlen(2, 17, 4, 2, 32),
+        attention.varlen(2, 17, 4, 2, 32, (5, 0), 30.0),
+        attention.store(7, 2),
+        attention.store(7, 2, F8),
+        *(products.gemv(3, 256, 256, kind) for kind in ("bf16", "fp8", "int4")),
+        products.gemv(3, 256, 256, activation="swiglu"),
+        products.w4a16(3, 64, 256),
+        products.moe_gemv(3, 4, 32, 64, 2),
+        products.scaled(3, 32, 64, "row"),
+        products.scaled(3, 32, 64, "tensor"),
+        products.block_scaled(3, 256, 256),
+        experts.experts(5, MIXTURE),
+        experts.experts(5, MIXTURE, F8),
+    )
+}
+ALL = list(chain.from_iterable(family() for family in FAMILIES.values()))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_case_is_a_call_that_hal_serves(name: str) -> None:
+    case = TINY[name]
+    row, hals = Row(case, ["native"]), Peer("native", case.op, by_hal(case.op, "native"))
+    assert checked(row, hals, reference(case, CPU), CPU), row.wrong
+    assert row.judged == {"native": case.judge.__name__}
+    assert not row.red
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_peer_of_plain_torch_does_the_same(name: str) -> None:
+    case, row = TINY[name], Row(TINY[name], [])
+    want = reference(case, CPU)
+    for peer in peers(case.op, ["torch", "math", "sdpa", "bmm", "argmax", "bf16"]):
+        with contextlib.suppress(DoesNotFit):
+            assert checked(row, peer, want, CPU), row.wrong
+
+
+@pytest.mark.parametrize("name", ["sdpa", "bmm"])
+def test_what_is_dense_gives_the_same_although_it_is_no_peer(name: str) -> None:
+    case = {"sdpa": attention.paged(3, 20, 4, 2, 16, dim=32), "bmm": attention.mla(2, 20, 4, 16)}
+    (peer,) = peers(case[name].op, [name])
+    want, _ = reference(case[name], CPU)
+    torch.manual_seed(0)
+    args, kwargs = case[name].make(CPU)
+    assert by_norm(peer.bound(args, kwargs)(), want, args, kwargs) < LIMIT
+
+
+def test_the_cases_are_of_all_families_and_have_names_of_their_own() -> None:
+    assert {case.family for case in ALL} == set(FAMILIES)
+    assert len({(case.op, case.shape) for case in ALL}) == len(ALL)
+    assert {case.op for case in ALL} <= {*FORMS, *(f"{name}_" for name in FORMS)}
+    assert {case.op for case in ALL} == {case.op for case in TINY.values()}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_bytes_are_at_most_those_of_arguments_and_results(name: str) -> None:
+    case = TINY[name]
+    args, kwargs = case.make(CPU)
+    results = by_hal(case.op, "native")(*args, **kwargs)
+    given = (*args, *kwargs.values(), *(results if isinstance(results, tuple) else (results,)))
+    most = sum(2 * x.numel() * x.itemsize for x in given if isinstance(x, torch.Tensor))
+    assert 0 < case.moved <= most
+
+
+def test_one_fault_is_seen_by_each_judge() -> None:
+    gating = torch.tensor([[0.0, 2.0, 1.0, 5.0]])
+    want = hal.ops.topk_softmax(gating, 2)
+    other = want[0], torch.tensor([[3, 2]], dtype=torch.int32)
+    assert by_choice(want, want, (gating, 2), {}) == 0
+    assert by_choice(other, want, (gating, 2), {}) > LIMIT
+
+    ids = torch.tensor([[1, 0], [1, 1]])
+    pairs, owners, used = hal.ops.moe_align_block_size(ids, 2, 2)
+    swapped = pairs.clone()
+    swapped[[2, 3]] = pairs[[3, 2]]
+    assert by_pairs((swapped, owners, used), (pairs, owners, used), (ids, 2, 2), {}) == 0
+    swapped[[0, 2]] = pairs[[2, 0]]
+    assert by_pairs((swapped, owners, used), (pairs, owners, used), (ids, 2, 2), {}) > LIMIT
+
+    probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
+    for limits, allowed in (({}, 3), ({"top_k": 2}, 2), ({"top_p": 0.4}, 1), ({"min_p": 0.5}, 2)):
+        found = [in_support(torch.tensor([t]), None, (probs,), limits) == 0 for t in range(4)]
+        assert sum(found) == allowed
+
+
+def error(function: Callable[[], Any]) -> str:
+    with pytest.raises(DoesNotFit) as caught:
+        function()
+    return str(caught.value)
+
+
+def test_a_peer_says_what_it_has_nothing_for() -> None:
+    (linear,) = peers("fused_gemv", ["torch"])
+    args, kwargs = TINY["fused_gemv (3, 256, 256) fp8"].make(CPU)
+    assert error(linear.bound(args, kwargs)) == "its factors have the same dtype"
