@@ -17,6 +17,7 @@ __all__ = [
     "WIDEST",
     "Rows",
     "ceil_div",
+    "element",
     "empty",
     "empty_like",
     "flat",
@@ -62,7 +63,7 @@ def empty(
     shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None
 ) -> Callable[[], Tensor]:
     """What makes contiguous memory where ``like`` is, of its dtype unless another is given."""
-    one = _one(like.device, like.dtype if dtype is None else dtype)
+    one = element(like.device, like.dtype if dtype is None else dtype)
     if 0 in shape or not shape:
         return functools.partial(one.new_empty, shape)
     # To give a shape and where it is to be takes twice as long as an example.
@@ -70,7 +71,8 @@ def empty(
 
 
 @functools.cache
-def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
+def element(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An element of any value, to point to or to make others like it."""
     return torch.empty(1, dtype=dtype, device=device)
 
 
