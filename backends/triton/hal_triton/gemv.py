@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from hal_triton.layout import flat
+from hal import prepared
+from hal_triton.layout import empty, flat_like
 from hal_triton.norm import normed
 from hal_triton.product import BLOCK, Weight, of_pairs, product
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Run = Callable[..., Any]
 
 _ACTIVATIONS = {None: None, "swiglu": "silu"}
 
 
+@prepared
 def fused_gemv(
     x: Tensor,
     weight: Tensor,
@@ -25,14 +28,29 @@ def fused_gemv(
     activation: str | None = None,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
-) -> Tensor:
-    of, dtype = _weight(x, weight, weight_scale), _dtype(x)
-    if norm_weight is None:
-        return product(x, x_scale, of, dtype, _ACTIVATIONS[activation])
-    result = product(x, x_scale, of, torch.float32, None)
-    return normed(result, norm_weight, eps, dtype)
+) -> Run:
+    of, dtype, norm = _weight(x, weight, weight_scale), _dtype(x), None
+    if norm_weight is not None:
+        norm = normed((*x.shape[:-1], weight.shape[0]), norm_weight, eps, dtype)
+        dtype = torch.float32
+    multiply = product(x, x_scale, of, dtype, _ACTIVATIONS[activation])
+
+    def run(
+        x: Tensor,
+        weight: Tensor,
+        *,
+        x_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        norm_weight: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        out = multiply(x, x_scale, weight, weight_scale, None)
+        return out if norm is None else norm(out, norm_weight)
+
+    return run
 
 
+@prepared
 def fused_moe_gemv(
     x: Tensor,
     weight: Tensor,
@@ -42,12 +60,31 @@ def fused_moe_gemv(
     x_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     activation: str | None = None,
-) -> Tensor:
+) -> Run:
     outs = weight.shape[1] // (1 if activation is None else 2)
-    out = x.new_empty((*topk_ids.shape, outs), dtype=_dtype(x))
-    of, kind = _weight(x, weight, weight_scale), _ACTIVATIONS[activation]
-    of_pairs(out, x, x_scale, of, kind, topk_ids.contiguous(), flat(topk_weights))
-    return out
+    made = empty((*topk_ids.shape, outs), x, _dtype(x))
+    of, kind, routed_in = (
+        _weight(x, weight, weight_scale),
+        _ACTIVATIONS[activation],
+        flat_like(topk_weights),
+    )
+    multiply = of_pairs(x, x_scale, of, outs, kind, topk_ids.numel(), True)
+
+    def run(
+        x: Tensor,
+        weight: Tensor,
+        topk_weights: Tensor | None,
+        topk_ids: Tensor,
+        *,
+        x_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        out, routed = made(), routed_in(topk_weights)
+        multiply(out, x, x_scale, weight, weight_scale, None, topk_ids.contiguous(), routed)
+        return out
+
+    return run
 
 
 def _weight(x: Tensor, weight: Tensor, scale: Tensor | None) -> Weight:

@@ -17,10 +17,14 @@ __all__ = [
     "WIDEST",
     "Rows",
     "ceil_div",
+    "element",
+    "empty",
     "empty_like",
     "flat",
     "flat_like",
+    "rows_like",
     "rows_of",
+    "same",
     "tile",
     "unit",
     "whole_rows",
@@ -55,16 +59,20 @@ def empty_like(x: Tensor) -> Convert:
     return torch.empty_like if x.is_contiguous() else _new_empty
 
 
-def empty(shape: Sequence[int], like: Tensor) -> Callable[[], Tensor]:
-    """What makes contiguous memory of this shape, with the dtype and the device of ``like``."""
+def empty(
+    shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None
+) -> Callable[[], Tensor]:
+    """What makes contiguous memory where ``like`` is, of its dtype unless another is given."""
+    one = element(like.device, like.dtype if dtype is None else dtype)
     if 0 in shape or not shape:
-        return functools.partial(_one(like.device, like.dtype).new_empty, shape)
+        return functools.partial(one.new_empty, shape)
     # To give a shape and where it is to be takes twice as long as an example.
-    return functools.partial(torch.empty_like, _one(like.device, like.dtype).expand(shape))
+    return functools.partial(torch.empty_like, one.expand(shape))
 
 
 @functools.cache
-def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
+def element(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An element of any value, to point to or to make others like it."""
     return torch.empty(1, dtype=dtype, device=device)
 
 

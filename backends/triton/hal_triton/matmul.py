@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from hal_triton.layout import flat
+import torch
+from torch import Tensor
+
+from hal import prepared
+from hal_triton.layout import flat_like
 from hal_triton.product import Weight, product
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+Run = Callable[..., Any]
 
 
+@prepared
 def block_scaled_mm(
     a: Tensor,
     b: Tensor,
@@ -21,13 +24,21 @@ def block_scaled_mm(
     *,
     block: Sequence[int] = (128, 128),
     out_dtype: torch.dtype,
-) -> Tensor:
+) -> Run:
     weight = Weight(b, b_scale, block=(block[0], block[1]))
-    return product(a, a_scale, weight, out_dtype, None)
+    multiply = product(a, a_scale, weight, out_dtype, None)
+    return lambda a, b, a_scale, b_scale, **_: multiply(a, a_scale, b, b_scale, None)
 
 
+@prepared
 def w4a16_mm(
     x: Tensor, qweight: Tensor, scales: Tensor, *, group_size: int, zeros: Tensor | None = None
-) -> Tensor:
-    weight = Weight(qweight, scales, flat(zeros), (1, group_size))
-    return product(x, None, weight, x.dtype, None)
+) -> Run:
+    zeros_in = flat_like(zeros)
+    weight = Weight(qweight, scales, zeros_in(zeros), (1, group_size))
+    multiply = product(x, None, weight, x.dtype, None)
+
+    def run(x: Tensor, qweight: Tensor, scales: Tensor, *, zeros: Any = None, **_: Any) -> Tensor:
+        return multiply(x, None, qweight, scales, zeros_in(zeros))
+
+    return run

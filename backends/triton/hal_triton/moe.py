@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from hal import prepared
 from hal_triton.kernels import moe as kernels
 from hal_triton.kernels import moe_align
 from hal_triton.launch import INTERPRETED, next_power_of_2
-from hal_triton.layout import ceil_div, rows_of, tile, unit
+from hal_triton.layout import ceil_div, empty, rows_like, same, tile, unit
 from hal_triton.target import served
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Run = Callable[..., Any]
 
 _EXPERTS = 8192
 """Those of a token that registers hold, and whose numbers fit into 13 bits."""
@@ -42,6 +44,7 @@ _MOST_EXPERTS = 65536
 """For each of which a chunk has a count."""
 
 
+@prepared
 def topk_softmax(
     gating: Tensor,
     k: int,
@@ -49,24 +52,25 @@ def topk_softmax(
     renormalize: bool = False,
     correction_bias: Tensor | None = None,
     softcap: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    weights, ids, experts = *_results(gating, k), gating.shape[-1]
-    gating, rows, stride = rows_of(gating)
+) -> Run:
+    rows_in, rows, stride = rows_like(gating)
+    experts = gating.shape[-1]
     block = next_power_of_2(experts)
     several, grid, num_warps = _plan(rows, block)
-    tensors = weights, ids, gating, correction_bias
     numbers = rows, experts, k, stride, _stride(correction_bias), softcap
     constants = softcap > 0, renormalize, several, block
-    kernels.topk_softmax(grid, tensors, numbers, constants, num_warps)
-    return weights, ids
+    launch = kernels.topk_softmax.bind(grid, numbers, constants, num_warps)
+    return _chosen(gating, k, rows_in, launch)
 
 
+@prepared
 def topk_sigmoid(
     gating: Tensor, k: int, *, renormalize: bool = False, correction_bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> Run:
     return _topk(gating, k, k, correction_bias, renormalize)
 
 
+@prepared
 def grouped_topk(
     gating: Tensor,
     k: int,
@@ -79,7 +83,7 @@ def grouped_topk(
     num_fused_shared_experts: int = 0,
     routed_scaling_factor: float = 1.0,
     scale_on_output: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Run:
     shared = 1 / routed_scaling_factor
     return _topk(
         gating,
@@ -111,11 +115,6 @@ def grouped_topk_supports(
     return served(gating, correction_bias)
 
 
-def _results(gating: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    shape = (*gating.shape[:-1], k)
-    return gating.new_empty(shape, dtype=torch.float32), gating.new_empty(shape, dtype=torch.int32)
-
-
 @functools.lru_cache(maxsize=4096)
 def _plan(rows: int, block: int) -> tuple[int, tuple[int, int, int], int]:
     """Rows of a program, the grid, and warps, of which a row has as many whatever the rows."""
@@ -140,34 +139,48 @@ def _topk(
     softmax: bool = False,
     groups: tuple[int, int] = (1, 1),
     scales: tuple[float, float] = (1.0, 1.0),
-) -> tuple[Tensor, Tensor]:
-    weights, ids, experts = *_results(gating, k), gating.shape[-1]
+) -> Run:
+    (rows_in, rows, stride), experts = rows_like(gating), gating.shape[-1]
     if groups[0] in (groups[1], experts):
         groups = 1, 1  # The best of all are of the best groups.
-    gating, rows, stride = rows_of(gating)
     sides = _sides(experts, groups[0])
     several, grid, num_warps = _plan(rows, sides[0] * sides[1])
-    tensors = weights, ids, gating, bias
     numbers = rows, experts, routed, k, *groups, stride, _stride(bias), *scales
     constants = softmax, renormalize, 1 if bias is None else 2, several, *sides
-    kernels.topk_scores(grid, tensors, numbers, constants, num_warps)
-    return weights, ids
+    launch = kernels.topk_scores.bind(grid, numbers, constants, num_warps)
+    return _chosen(gating, k, rows_in, launch)
 
 
-def moe_align_block_size(
-    topk_ids: Tensor, num_experts: int, block_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    pairs, topk_ids = topk_ids.numel(), topk_ids.contiguous()
+def _chosen(gating: Tensor, k: int, rows_in: Run, launch: Run) -> Run:
+    """What makes weights and ids [..., k] of logits like these."""
+    shape = *gating.shape[:-1], k
+    weights_of, ids_of = empty(shape, gating, torch.float32), empty(shape, gating, torch.int32)
+
+    def run(
+        gating: Tensor, *_: Any, correction_bias: Tensor | None = None, **_named: Any
+    ) -> tuple[Tensor, Tensor]:
+        weights, ids = weights_of(), ids_of()
+        launch(weights, ids, rows_in(gating), correction_bias)
+        return weights, ids
+
+    return run
+
+
+@prepared
+def moe_align_block_size(topk_ids: Tensor, num_experts: int, block_size: int) -> Run:
+    pairs = topk_ids.numel()
     reached = min(pairs, num_experts)
     blocks = reached + (pairs - reached) // block_size
-    sizes = blocks * block_size, blocks, 1
-    ids, owners, used = (topk_ids.new_empty(size, dtype=torch.int32) for size in sizes)
-    out = ids, owners, used
-    if pairs <= _FEW and num_experts <= _FEW_EXPERTS:
-        _align_few(out, topk_ids, pairs, num_experts, block_size)
-    else:
-        _align_many(out, topk_ids, pairs, num_experts, block_size)
-    return out
+    made = [empty((size,), topk_ids, torch.int32) for size in (blocks * block_size, blocks, 1)]
+    few = pairs <= _FEW and num_experts <= _FEW_EXPERTS
+    align = (_align_few if few else _align_many)(topk_ids, num_experts, block_size, blocks)
+
+    def run(topk_ids: Tensor, *_: Any, **_named: Any) -> tuple[Tensor, Tensor, Tensor]:
+        ids, owners, used = made[0](), made[1](), made[2]()
+        align(ids, owners, used, topk_ids.contiguous())
+        return ids, owners, used
+
+    return run
 
 
 def moe_align_block_size_supports(
@@ -179,30 +192,32 @@ def moe_align_block_size_supports(
     return None
 
 
-def _align_few(
-    out: tuple[Tensor, Tensor, Tensor], topk_ids: Tensor, pairs: int, experts: int, block_size: int
-) -> None:
-    grid = max(1, ceil_div(pairs, _OWN), min(64, out[0].numel() // 4096)), 1, 1
-    numbers = pairs, experts, block_size, out[1].numel()
+def _align_few(topk_ids: Tensor, experts: int, block_size: int, blocks: int) -> Run:
+    pairs = topk_ids.numel()
+    grid = max(1, ceil_div(pairs, _OWN), min(64, blocks * block_size // 4096)), 1, 1
     constants = _bins(pairs), _bins(experts), _OWN, _FILL
-    moe_align.align_few(grid, (*out, topk_ids), numbers, constants)
+    return moe_align.align_few.bind(grid, (pairs, experts, block_size, blocks), constants)
 
 
-def _align_many(
-    out: tuple[Tensor, Tensor, Tensor], topk_ids: Tensor, pairs: int, experts: int, block_size: int
-) -> None:
-    ids, owners, used = out
-    chunk = ceil_div(ceil_div(pairs, _PAIRS), _CHUNKS) * _PAIRS
+def _align_many(topk_ids: Tensor, experts: int, block_size: int, blocks: int) -> Run:
+    pairs = topk_ids.numel()
+    chunk = max(ceil_div(ceil_div(pairs, _PAIRS), _CHUNKS), 1) * _PAIRS
     chunks, bins = ceil_div(pairs, chunk), min(_bins(experts), _BINS)
-    table = topk_ids.new_empty((chunks, experts), dtype=torch.int32)
-    tensors, numbers = (table, ids, owners, topk_ids), (pairs, experts, chunk)
-    sizes = ids.numel(), owners.numel()
-    grid = chunks, ceil_div(experts, bins), 1
-    moe_align.count_pairs(grid, tensors, (*numbers, *sizes), (_PAIRS, bins, _FILL))
-    tensors, numbers = (table, used), (chunks, experts, block_size)
-    moe_align.place_chunks((1, 1, 1), tensors, numbers, _TABLE, 8)
-    tensors, numbers = (ids, owners, table, topk_ids), (pairs, experts, chunk, block_size)
-    moe_align.place_pairs((chunks, 1, 1), tensors, numbers, (_PAIRS,))
+    table_of = empty((chunks, experts), topk_ids, torch.int32)
+    numbers, grid = (pairs, experts, chunk), (chunks, ceil_div(experts, bins), 1)
+    sizes = blocks * block_size, blocks
+    count = moe_align.count_pairs.bind(grid, (*numbers, *sizes), (_PAIRS, bins, _FILL))
+    sizes = chunks, experts, block_size
+    place_chunks = moe_align.place_chunks.bind((1, 1, 1), sizes, _TABLE, 8)
+    place_pairs = moe_align.place_pairs.bind((chunks, 1, 1), (*numbers, block_size), (_PAIRS,))
+
+    def run(ids: Tensor, owners: Tensor, used: Tensor, topk_ids: Tensor) -> None:
+        table = table_of()
+        count(table, ids, owners, topk_ids)
+        place_chunks(table, used)
+        place_pairs(ids, owners, table, topk_ids)
+
+    return run
 
 
 def _bins(count: int) -> int:
@@ -210,14 +225,27 @@ def _bins(count: int) -> int:
     return max(128, next_power_of_2(count))
 
 
-def moe_sum(x: Tensor, *, scale: float = 1.0) -> Tensor:
-    out, columns = x.new_empty((*x.shape[:-2], x.shape[-1])), x.shape[-1]
+@prepared
+def moe_sum(x: Tensor, *, scale: float = 1.0) -> Run:
+    given, columns = _by_rows(x), x.shape[-1]
+    x_in = same if given.data_ptr() == x.data_ptr() else _by_rows
+    rows, k, _ = given.shape
+    grid, shape, num_warps = tile(rows, columns)
+    strides = given.stride()[:2]
+    numbers, constants = (rows, columns, k, *strides, scale), (*shape, unit(columns, *strides))
+    launch = kernels.sum_experts.bind(grid, numbers, constants, num_warps)
+    made = empty((*x.shape[:-2], columns), x)
+
+    def run(x: Tensor, **_: Any) -> Tensor:
+        out = made()
+        launch(out, x_in(x))
+        return out
+
+    return run
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """[rows, experts, columns], whose columns lie side by side."""
     if x.stride(-1) != 1:
         x = x.contiguous()
-    x = x.flatten(0, -3) if x.dim() > 2 else x.unsqueeze(0)
-    rows, k, _ = x.shape
-    grid, shape, num_warps = tile(rows, columns)
-    strides = x.stride()[:2]
-    constants = *shape, unit(columns, *strides)
-    kernels.sum_experts(grid, (out, x), (rows, columns, k, *strides, scale), constants, num_warps)
-    return out
+    return x.flatten(0, -3) if x.dim() > 2 else x.unsqueeze(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from hal import prepared
 from hal_triton.kernels import norm as kernels
 from hal_triton.kernels.rotary import rotate
-from hal_triton.layout import empty_like, flat, flat_like, rows_like, same, unit, whole_rows
+from hal_triton.layout import empty, empty_like, flat_like, rows_like, same, unit, whole_rows
 from hal_triton.rotary import how, lie_together, turn
 
 Run = Callable[..., Any]
@@ -69,13 +70,18 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return run
 
 
-def normed(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """The RMS norm in a dtype that need not be that of ``x``."""
-    out, columns = x.new_empty(x.shape, dtype=dtype), x.shape[-1]
-    as_rows, rows, stride = rows_like(x)
-    launch = _launch(rows, columns, (columns, stride, 0, 0), eps, 0)
-    launch(out, as_rows(x), flat(weight), None, None)
-    return out
+def normed(shape: Sequence[int], weight: Tensor, eps: float, dtype: torch.dtype) -> Run:
+    """The RMS norm in a dtype of contiguous tensors of this shape, which need not have it."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    made, weight_in = empty(shape, weight, dtype), flat_like(weight)
+    launch = _launch(rows, columns, (columns, columns, 0, 0), eps, 0)
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        out = made()
+        launch(out, x, weight_in(weight), None, None)
+        return out
+
+    return run
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: int) -> Run:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Parameter", "any_words", "counts", "floats", "integers", "words"]
+from hal_triton.layout import element, same
+
+__all__ = ["Parameter", "counts", "floats", "integers"]
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -16,45 +19,58 @@ _LARGEST = torch.finfo(torch.float32).max
 class Parameter(NamedTuple):
     """The 32-bit words of a tensor and their stride from row to row, or a number for all rows."""
 
-    tensor: Tensor | None
+    words: Callable[[Any], Tensor]
+    """What makes the words of values like this one; where there is only a number, any word."""
     stride: int
     number: int
     wide: bool = False
     """Whether two words, the low one first, are an element."""
 
 
-def integers(value: Tensor | int | None) -> Parameter:
+def integers(value: Tensor | int | None, device: torch.device) -> Parameter:
     """Integers of 32 or 64 bits; without them a number of 0."""
     if not isinstance(value, Tensor):
-        return Parameter(None, -1, value or 0)
-    size, flat = value.itemsize // 4, value.reshape(-1)
-    if flat.stride(0) != 1:  # Even of one element, which counts as contiguous.
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return Parameter(flat.view(torch.int32), size if value.dim() else 0, 0, size == 2)
+        return _number(value or 0, device)
+    wide = value.itemsize == 8
+    stride = (2 if wide else 1) if value.dim() else 0
+    if value.dim() != 1 or value.stride(0) != 1:  # Even of one element, which is contiguous.
+        return Parameter(_words, stride, 0, wide)
+    return Parameter(same if value.dtype == torch.int32 else _as_words, stride, 0, wide)
 
 
-def counts(value: Tensor | int | None, below: int) -> Parameter:
+def counts(value: Tensor | int | None, below: int, device: torch.device) -> Parameter:
     """Integers, of which a number that is not from 1 to ``below`` is 0."""
-    if isinstance(value, Tensor):
-        return integers(value)
-    return integers(value if value is not None and 0 < value < below else 0)
+    if value is None or isinstance(value, Tensor):
+        return integers(value, device)
+    return integers(value if 0 < value < below else 0, device)
 
 
-def floats(value: Tensor | float) -> Parameter:
+def floats(value: Tensor | float, device: torch.device) -> Parameter:
     """Floating point numbers, in float32; a number by its bits."""
     if isinstance(value, Tensor):
-        return integers(value.to(torch.float32))
+        if value.dtype == torch.float32:
+            return integers(value, device)
+        return Parameter(_single_words, 1 if value.dim() else 0, 0)
     # What is beyond float32 is packed as an infinity only if it is one.
     single = value if -_LARGEST <= value <= _LARGEST else value * float("inf")
-    return integers(*struct.unpack("i", struct.pack("f", single)))
+    return _number(*struct.unpack("i", struct.pack("f", single)), device)
 
 
-def words(parameter: Parameter, anything: Tensor) -> Tensor:
-    """The words; where there is only a number, anything of 32 bits."""
-    return anything if parameter.tensor is None else parameter.tensor
+def _number(number: int, device: torch.device) -> Parameter:
+    word = element(device, torch.int32)
+    return Parameter(lambda _: word, -1, number)
 
 
-def any_words(x: Tensor) -> Tensor:
-    """Words to point to where only numbers count: those of ``x``, if it has elements of 32 bits."""
-    same = x.itemsize == 4
-    return x.view(torch.int32) if same else x.new_empty((1,), dtype=torch.int32)
+def _words(value: Tensor) -> Tensor:
+    flat = value.reshape(-1)
+    if flat.stride(0) != 1:
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.int32)
+
+
+def _as_words(value: Tensor) -> Tensor:
+    return value.view(torch.int32)
+
+
+def _single_words(value: Tensor) -> Tensor:
+    return _words(value.float())

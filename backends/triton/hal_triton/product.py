@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hal_triton.kernels import gemv, matmul
 from hal_triton.launch import next_power_of_2
-from hal_triton.layout import ceil_div, rows_of, unit
+from hal_triton.layout import Convert, ceil_div, empty, rows_like, same, unit
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["BLOCK", "Tiles", "Weight", "by_rows", "of_pairs", "product", "tiles"]
 
-__all__ = ["BLOCK", "Tiles", "Weight", "by_rows", "of_pairs", "product", "scale_rows", "tiles"]
+Run = Callable[..., Any]
 
 BLOCK = (128, 128)
 """Rows and columns of 8-bit weights that share a scale, where the op does not say."""
@@ -79,57 +80,96 @@ def tiles(rows: int, itemsize: int) -> Tiles:
 
 def product(
     x: Tensor, x_scale: Tensor | None, weight: Weight, dtype: torch.dtype, activation: str | None
-) -> Tensor:
-    """Each row of ``x`` times each row of the weight, and what an activation makes of that."""
+) -> Run:
+    """What multiplies each row of tensors like ``x`` with each row of weights like this one.
+
+    It takes x, x_scale, and the weight's data, scale and zeros; an activation is of the product.
+    """
     outs = weight.data.shape[0] // (1 if activation is None else 2)
-    out = x.new_empty((*x.shape[:-1], outs), dtype=dtype)
-    if out.numel() == outs:
-        of_pairs(out, x, x_scale, weight, activation)
-    elif out.numel():
-        _of_rows(out, x, x_scale, weight, activation)
-    return out
+    made, single = empty((*x.shape[:-1], outs), x, dtype), x.shape[:-1].numel() == 1
+    if single:
+        multiply = of_pairs(x, x_scale, weight, outs, activation, 1)
+    else:
+        multiply = _of_rows(x, x_scale, weight, outs, activation)
+
+    def run(*given: Tensor | None) -> Tensor:
+        out = made()
+        multiply(out, *given)
+        return out
+
+    return run
 
 
-def scale_rows(scale: Tensor, rows: int) -> Tensor:
-    """[..., groups] as a matrix, a view if possible."""
-    return scale if scale.dim() == 2 else scale.reshape(rows, scale.shape[-1])
+class _Factors(NamedTuple):
+    """Rows of x, the scales for them, and a weight, as kernels take them."""
+
+    x_in: Convert
+    by_x_in: Convert
+    data_in: Convert
+    x_stride: int
+    by_x: tuple[int, int]
+    """Strides of the scales."""
+    w_strides: tuple[int, ...]
+
+    def launched(self, launch: Run) -> Run:
+        """What gives factors to a kernel, and what follows them."""
+        x_in, by_x_in, data_in, *_ = self
+
+        def run(out: Tensor, x: Tensor, by_x: Any, data: Tensor, *rest: Tensor | None) -> None:
+            launch(out, x_in(x), data_in(data), by_x_in(by_x), *rest)
+
+        return run
+
+
+def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor) -> _Factors:
+    x_in, _, x_stride = rows_like(x)
+    data_in, by_x_in, by_x = by_rows(data), same, (0, 0)
+    if x_scale is not None:
+        scales = _matrix(x_scale)
+        by_x_in = same if scales.data_ptr() == x_scale.data_ptr() else _matrix
+        by_x = scales.stride(0), scales.stride(1)
+    return _Factors(x_in, by_x_in, data_in, x_stride, by_x, data_in(data).stride())
+
+
+def by_rows(data: Tensor) -> Convert:
+    """What makes weights like this one have contiguous rows."""
+    return same if data.stride(-1) == 1 else Tensor.contiguous
+
+
+def _matrix(scale: Tensor) -> Tensor:
+    return scale.reshape(scale.shape[:-1].numel(), scale.shape[-1])
 
 
 def of_pairs(
-    out: Tensor,
     x: Tensor,
     x_scale: Tensor | None,
     weight: Weight,
+    outs: int,
     activation: str | None,
-    ids: Tensor | None = None,
-    routed: Tensor | None = None,
-) -> None:
-    """Write ``out`` [..., n], where a row is a pair of a row of ``x`` and the weight of an id.
+    pairs: int,
+    routed: bool = False,
+) -> Run:
+    """What writes [pairs, outs], where a pair is of a row of ``x`` and, if routed, of an expert.
 
-    As many pairs share a row of ``x`` as there are more of them.
+    As many pairs share a row of ``x`` as there are more of them. It takes the result, x, x_scale,
+    the weight's data, scale and zeros, the ids, and what the results are multiplied with.
     """
-    outs, columns, rows = out.shape[-1], weight.data.shape[-1], x.shape[:-1].numel()
-    pairs = out.numel() // outs if outs else 0
-    if not pairs:
-        return
-    x, _, x_stride = rows_of(x)
-    data, experts = by_rows(weight.data), weight.data.shape[0] if ids is not None else 1
-    by_x = None if x_scale is None else scale_rows(x_scale, rows)
-    w_expert, scale_expert = (
-        t.stride(0) if t is not None and t.dim() == 3 else 0 for t in (data, weight.scale)
-    )
-    several, n, k = _pair_tile(ids is not None, data.dtype.itemsize, outs, x.shape[-1])
+    factors, columns = _factors(x, x_scale, weight.data), x.shape[-1]
+    *w_expert, w_stride, _ = factors.w_strides
+    scale_expert = weight.scale.stride(0) if routed and weight.scale is not None else 0
+    several, n, k = _pair_tile(routed, weight.data.dtype.itemsize, outs, columns)
+    choices = pairs // max(x.shape[:-1].numel(), 1)
     numbers = (
-        pairs, outs, columns, experts, pairs // rows, x_stride, w_expert, data.stride(-2),
-        *((0, 0) if by_x is None else by_x.stride()), scale_expert, *weight.numbers(x.shape[-1]),
+        pairs, outs, weight.data.shape[-1], weight.data.shape[0] if routed else 1, choices,
+        factors.x_stride, *(w_expert or (0,)), w_stride, *factors.by_x, scale_expert,
+        *weight.numbers(columns),
     )  # fmt: skip
-    constants = (
-        activation, weight.piece(x.shape[-1]) > 1, several, n, k,
-        unit(columns, x_stride, data.stride(-2), w_expert),
-    )  # fmt: skip
+    aligned = unit(weight.data.shape[-1], factors.x_stride, w_stride, *w_expert)
+    constants = activation, weight.piece(columns) > 1, several, n, k, aligned
     across = ceil_div(outs, n if activation is None else n // 2)
-    tensors = out, x, data, by_x, weight.scale, weight.zeros, ids, routed
-    gemv.multiply_pairs((ceil_div(pairs, several) * across, 1, 1), tensors, numbers, constants)
+    grid = ceil_div(pairs, several) * across, 1, 1
+    launch = factors.launched(gemv.multiply_pairs.bind(grid, numbers, constants))
+    return launch if routed else lambda *given: launch(*given, None, None)
 
 
 def _pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int, int, int]:
@@ -144,31 +184,23 @@ def _pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[in
 
 
 def _of_rows(
-    out: Tensor, x: Tensor, x_scale: Tensor | None, weight: Weight, activation: str | None
-) -> None:
-    outs, columns, rows = out.shape[-1], weight.data.shape[-1], x.shape[:-1].numel()
-    x, _, x_stride = rows_of(x)
-    data = by_rows(weight.data)
-    by_x = None if x_scale is None else scale_rows(x_scale, rows)
-    piece = weight.piece(x.shape[-1])
+    x: Tensor, x_scale: Tensor | None, weight: Weight, outs: int, activation: str | None
+) -> Run:
+    """What writes [rows, outs]; it takes what ``of_pairs`` says, without the last two."""
+    factors = _factors(x, x_scale, weight.data)
+    rows, columns, piece = x.shape[:-1].numel(), x.shape[-1], weight.piece(x.shape[-1])
     exact = piece > 1 and not (
         weight.zeros is not None and weight.zeros.is_floating_point() and x.dtype in _HALVES
     )
     wide = not exact or x.dtype == torch.float32
-    m, n, k, num_warps, num_stages = tiles(rows, 4 if wide else data.dtype.itemsize)
+    m, n, k, num_warps, num_stages = tiles(rows, 4 if wide else weight.data.dtype.itemsize)
     if weight.scale is not None and exact:
-        k = min(k, piece) if weight.packed or by_x is None else piece
+        k = min(k, piece) if weight.packed or x_scale is None else piece
+    width, w_stride = weight.data.shape[-1], factors.w_strides[0]
     numbers = (
-        rows, outs, columns, x_stride, data.stride(0),
-        *((0, 0) if by_x is None else by_x.stride()), *weight.numbers(x.shape[-1]),
+        rows, outs, width, factors.x_stride, w_stride, *factors.by_x, *weight.numbers(columns),
     )  # fmt: skip
-    constants = activation, exact, m, n, k, unit(columns, x_stride, data.stride(0))
-    across = ceil_div(outs, n if activation is None else n // 2)
-    tensors = out, x, data, by_x, weight.scale, weight.zeros
-    grid = ceil_div(rows, m) * across, 1, 1
-    matmul.multiply(grid, tensors, numbers, constants, num_warps, num_stages)
-
-
-def by_rows(data: Tensor) -> Tensor:
-    """A weight whose rows are contiguous."""
-    return data if data.stride(-1) == 1 else data.contiguous()
+    constants = activation, exact, m, n, k, unit(width, factors.x_stride, w_stride)
+    grid = ceil_div(rows, m) * ceil_div(outs, n if activation is None else n // 2), 1, 1
+    launch = matmul.multiply.bind(grid, numbers, constants, num_warps, num_stages)
+    return factors.launched(launch)

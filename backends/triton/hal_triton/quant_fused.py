@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from hal import prepared
 from hal_triton.activation import silu_and_mul
-from hal_triton.kernels import quant as kernels
-from hal_triton.layout import WIDEST, flat, rows_of, unit
+from hal_triton.layout import WIDEST, empty_like, flat_like, rows_like, same
 from hal_triton.norm import fused_add_rms_norm, rms_norm
 from hal_triton.quant import (
-    Coding,
+    Run,
     coding,
     per_tensor_quant,
     per_token_group_quant,
     per_token_quant,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
+@prepared
 def silu_and_mul_quant(
     x: Tensor,
     *,
@@ -30,19 +29,23 @@ def silu_and_mul_quant(
     dtype: torch.dtype = torch.float8_e4m3fn,
     scale_layout: str = "row",
     ue8m0: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Run:
     columns = x.shape[-1] // 2
     if scale is None and group_size is None and columns > WIDEST:
-        return per_token_quant(silu_and_mul(x.float()), dtype=dtype)
+        return lambda x, **_: per_token_quant(silu_and_mul(x.float()), dtype=dtype)
     into = coding(x, columns, scale, group_size, dtype, scale_layout, ue8m0)
-    x, _, stride = rows_of(x)
-    plan = into.pieces(columns)
-    constants = *into.constants(plan), unit(columns, stride)
-    numbers, tensors = (columns, stride, *into.numbers), (into.q, into.scale, x)
-    kernels.silu_and_mul_quantise(plan.grid, tensors, numbers, constants, plan.num_warps)
-    return into.q, into.scale
+    rows_in, _, stride = rows_like(x)
+    launch = into.bind("silu_and_mul", into.pieces(columns), columns, (stride, 0))
+
+    def run(x: Tensor, *, scale: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
+        q, made = into.codes(), into.scales()
+        launch(q, made, rows_in(x), None, None, None, scale)
+        return q, made
+
+    return run
 
 
+@prepared
 def rms_norm_quant(
     x: Tensor,
     weight: Tensor | None,
@@ -53,15 +56,17 @@ def rms_norm_quant(
     dtype: torch.dtype = torch.float8_e4m3fn,
     scale_layout: str = "row",
     ue8m0: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Run:
+    how = scale, group_size, dtype, scale_layout, ue8m0
     if x.shape[-1] > WIDEST:
-        normed = rms_norm(x.float(), weight, eps)
-        return _apart(normed, scale, group_size, dtype, scale_layout, ue8m0)
-    into = coding(x, x.shape[-1], scale, group_size, dtype, scale_layout, ue8m0)
-    _norm(into, x, weight, None, None, eps)
-    return into.q, into.scale
+        return lambda x, weight, *_, scale=None, **_named: _apart(
+            rms_norm(x.float(), weight, eps), scale, *how[1:]
+        )
+    norm = _norm(x, weight, None, eps, how)
+    return lambda x, weight, *_, scale=None, **_named: norm(x, weight, None, None, scale)
 
 
+@prepared
 def fused_add_rms_norm_quant(
     x: Tensor,
     residual: Tensor,
@@ -73,32 +78,44 @@ def fused_add_rms_norm_quant(
     dtype: torch.dtype = torch.float8_e4m3fn,
     scale_layout: str = "row",
     ue8m0: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if x.shape[-1] > WIDEST:
-        normed, total = fused_add_rms_norm(x.float(), residual, weight, eps)
-        return *_apart(normed, scale, group_size, dtype, scale_layout, ue8m0), total
-    into = coding(x, x.shape[-1], scale, group_size, dtype, scale_layout, ue8m0)
-    total = residual.new_empty(residual.shape)
-    _norm(into, x, weight, residual, total, eps)
-    return into.q, into.scale, total
+) -> Run:
+    how = scale, group_size, dtype, scale_layout, ue8m0
+    wide, empty_total = x.shape[-1] > WIDEST, empty_like(residual)
+    norm = None if wide else _norm(x, weight, residual, eps, how)
+
+    def run(
+        x: Tensor, residual: Tensor, weight: Tensor, *_: Any, scale: Any = None, **_named: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if norm is None:
+            normed, total = fused_add_rms_norm(x.float(), residual, weight, eps)
+            return *_apart(normed, scale, *how[1:]), total
+        total = empty_total(residual)
+        return *norm(x, weight, residual, total, scale), total
+
+    return run
 
 
 def _norm(
-    into: Coding,
-    x: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None,
-    total: Tensor | None,
-    eps: float,
-) -> None:
-    columns = x.shape[-1]
-    x, _, stride = rows_of(x)
-    residual, _, by = (None, 0, 0) if residual is None else rows_of(residual)
-    plan = into.whole_rows(columns)
-    tensors = into.q, into.scale, x, flat(weight), residual, total
-    numbers = columns, stride, by, *into.numbers, eps
-    constants = *into.constants(plan), unit(columns, stride, by)
-    kernels.rms_norm_quantise(plan.grid, tensors, numbers, constants, plan.num_warps)
+    x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, how: tuple[Any, ...]
+) -> Run:
+    """What norms and quantises rows that are like these, to be coded as ``coding`` says."""
+    columns, into = x.shape[-1], coding(x, x.shape[-1], *how)
+    weight_in, (rows_in, _, stride) = flat_like(weight), rows_like(x)
+    residual_in, _, by = (same, 0, 0) if residual is None else rows_like(residual)
+    launch = into.bind("rms_norm", into.whole_rows(columns), columns, (stride, by), eps)
+
+    def run(
+        x: Tensor,
+        weight: Tensor | None,
+        residual: Tensor | None,
+        total: Tensor | None,
+        scale: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        q, made = into.codes(), into.scales()
+        launch(q, made, rows_in(x), weight_in(weight), residual_in(residual), total, scale)
+        return q, made
+
+    return run
 
 
 def _apart(

@@ -118,6 +118,26 @@ def within(key, column, last, end):
     return (key > last) | ((key == last) & (column <= end))
 
 
+@triton.jit
+def left_of(
+    key, column, row, columns, top_k, k_stride, k_high, k_number,
+    top_p, p_stride, p_number, min_p, m_stride, m_number,
+    LIMITED: tl.constexpr, MIN_P: tl.constexpr,
+):  # fmt: skip
+    """Which tokens of whole rows the limits leave."""
+    kept = key >= 0
+    if LIMITED:
+        most, limit = leading_of(
+            row, columns, top_k, k_stride, k_high, k_number,
+            top_p, p_stride, p_number,
+        )  # fmt: skip
+        last, end = cut(key, column, most, limit)
+        kept &= within(key, column, last[:, None], end[:, None])
+    if MIN_P:
+        kept &= key >= floor_of(row, tl.max(key, 1), min_p, m_stride, m_number)[:, None]
+    return kept
+
+
 PIVOTS: tl.constexpr = tl.constexpr(16)
 
 

@@ -55,36 +55,66 @@ def encoded(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
     return value.to(KIND)
 
 
-@triton.jit
-def quantised(
-    value,
+@launcher
+def quantise(
     q,
     scale,
-    row,
-    valid,
-    first,
-    columns,
-    scale_at,
-    scale_stride,
-    has_scale,
+    x,
+    weight,
+    residual,
+    total,
+    given,
+    columns: tl.int32,
+    x_stride: tl.int64,
+    residual_stride: tl.int64,
+    tiles: tl.int32,
+    inner: tl.int32,
+    room: tl.int32,
+    scale_matrix: tl.int64,
+    scale_row: tl.int64,
+    scale_stride: tl.int64,
+    eps: tl.float32,
+    OF: tl.constexpr,
     LARGEST: tl.constexpr,
     UE8M0: tl.constexpr,
-    STATIC: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Store codes and scales of a tile [ROWS, BLOCK], which is zero outside.
+    """Codes of "x", of its "silu_and_mul" or "rms_norm", and the scale, or a copy of the given one.
 
-    Its rows are row [ROWS], valid where they exist, its columns first and on. A row's scales begin
-    at scale_at [ROWS], where has_scale, and lie scale_stride apart.
+    The rows of x are matrices of inner rows, of tiles of ROWS, with scales for room rows, the last
+    of which are padding. The norm is of whole rows, with residual and total as in ``rms_norm``.
     """
+    await_previous(PDL)
     KIND: tl.constexpr = q.dtype.element_ty
+    columns = columns // UNIT * UNIT
+    matrix, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    within = (tile * ROWS + tl.arange(0, ROWS))[:, None]
+    row = (matrix * inner + within).to(tl.int64)
+    first = tl.program_id(1) * BLOCK
     column = first + tl.arange(0, BLOCK)[None, :]
-    where = q + row.to(tl.int64)[:, None] * columns + column
-    mask = valid[:, None] & (column < columns)
-    if STATIC:
-        tl.store(where, encoded(value, tl.load(scale), KIND, LARGEST), mask)
+    mask = (within < inner) & (column < columns)
+    at = x + row * (x_stride // UNIT * UNIT) + column
+    value = tl.load(at, mask, 0.0).to(tl.float32)
+    if OF == "silu_and_mul":
+        value = silu(value) * tl.load(at + columns, mask, 0.0).to(tl.float32)
+    if residual is not None:
+        by = residual + row * (residual_stride // UNIT * UNIT) + column
+        value += tl.load(by, mask, 0.0).to(tl.float32)
+        tl.store(total + row * columns + column, value.to(total.dtype.element_ty), mask)
+    if OF == "rms_norm":
+        value = scaled(over_root(value, columns, eps), weight, column, column < columns, 0)
+        # Past the columns of a row that is NaN there is NaN, which would be the peak of a group.
+        value = tl.where(mask, value, 0.0)
+    where = q + row * columns + column
+    if given is not None:
+        made = tl.load(given)
+        tl.store(where, encoded(value, made, KIND, LARGEST), mask)
+        if tl.program_id(0) + tl.program_id(1) == 0:
+            tl.store(scale, made)
     else:
         GROUPS: tl.constexpr = BLOCK // GROUP
         grouped = tl.reshape(value, (ROWS, GROUPS, GROUP))
@@ -92,10 +122,10 @@ def quantised(
         codes = encoded(grouped, made[:, :, None], KIND, LARGEST)
         tl.store(where, tl.reshape(codes, (ROWS, BLOCK)), mask)
         group = first // GROUP + tl.arange(0, GROUPS)[None, :]
-        kept = valid[:, None] & (group * GROUP < columns)
+        kept = (within < inner) & (group * GROUP < columns)
         if GROUP == BLOCK:  # A row without columns has a scale too.
-            kept = valid[:, None] & (group == 0)
-        to = scale + scale_at[:, None]
+            kept = (within < inner) & (group == 0)
+        to = scale + matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
         if scale.dtype.element_ty == tl.int32:
             exponent = tl.where(kept, exponent_above(made), 0)
             # A scale for a whole row is alone in its word.
@@ -103,145 +133,11 @@ def quantised(
             fours = tl.reshape(exponent, (ROWS, GROUPS // BYTES, BYTES))
             word = tl.sum(fours << (tl.arange(0, BYTES) * 8)[None, None, :], 2)
             place = first // (GROUP * 4) + tl.arange(0, GROUPS // BYTES)[None, :]
-            inside = has_scale[:, None] & (place * (GROUP * 4) < columns)
+            inside = (within < room) & (place * (GROUP * 4) < columns)
             tl.store(to + place.to(tl.int64) * scale_stride, word, inside)
         else:
-            inside = has_scale[:, None] & (group * GROUP < tl.maximum(columns, 1))
+            inside = (within < room) & (group * GROUP < tl.maximum(columns, 1))
             tl.store(to + group.to(tl.int64) * scale_stride, tl.where(kept, made, 0.0), inside)
-
-
-@triton.jit
-def places(matrices, inner, room, ROWS: tl.constexpr):
-    """Of a program's rows, the data's row, whether it is there, and its matrix and place there.
-
-    Matrices of inner rows have scales for room rows, the last of which are padding.
-    """
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    matrix, within = place // room, place % room
-    return matrix * inner + within, (matrix < matrices) & (within < inner), matrix, within
-
-
-@launcher
-def quantise(
-    q,
-    scale,
-    x,
-    columns: tl.int32,
-    x_stride: tl.int64,
-    matrices: tl.int32,
-    inner: tl.int32,
-    room: tl.int32,
-    scale_matrix: tl.int64,
-    scale_row: tl.int64,
-    scale_stride: tl.int64,
-    LARGEST: tl.constexpr,
-    UE8M0: tl.constexpr,
-    STATIC: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    await_previous(PDL)
-    columns = columns // UNIT * UNIT
-    row, valid, matrix, within = places(matrices, inner, room, ROWS)
-    first = tl.program_id(1) * BLOCK
-    column = first + tl.arange(0, BLOCK)[None, :]
-    at = x + row.to(tl.int64)[:, None] * (x_stride // UNIT * UNIT) + column
-    value = tl.load(at, valid[:, None] & (column < columns), 0.0).to(tl.float32)
-    scale_at = matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
-    quantised(
-        value, q, scale, row, valid, first, columns, scale_at, scale_stride, matrix < matrices,
-        LARGEST, UE8M0, STATIC, GROUP, ROWS, BLOCK,
-    )  # fmt: skip
-
-
-@launcher
-def silu_and_mul_quantise(
-    q,
-    scale,
-    x,
-    columns: tl.int32,
-    x_stride: tl.int64,
-    matrices: tl.int32,
-    inner: tl.int32,
-    room: tl.int32,
-    scale_matrix: tl.int64,
-    scale_row: tl.int64,
-    scale_stride: tl.int64,
-    LARGEST: tl.constexpr,
-    UE8M0: tl.constexpr,
-    STATIC: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    await_previous(PDL)
-    columns = columns // UNIT * UNIT
-    row, valid, matrix, within = places(matrices, inner, room, ROWS)
-    first = tl.program_id(1) * BLOCK
-    column = first + tl.arange(0, BLOCK)[None, :]
-    at = x + row.to(tl.int64)[:, None] * (x_stride // UNIT * UNIT) + column
-    mask = valid[:, None] & (column < columns)
-    gate = tl.load(at, mask, 0.0).to(tl.float32)
-    value = silu(gate) * tl.load(at + columns, mask, 0.0).to(tl.float32)
-    scale_at = matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
-    quantised(
-        value, q, scale, row, valid, first, columns, scale_at, scale_stride, matrix < matrices,
-        LARGEST, UE8M0, STATIC, GROUP, ROWS, BLOCK,
-    )  # fmt: skip
-
-
-@launcher
-def rms_norm_quantise(
-    q,
-    scale,
-    x,
-    weight,
-    residual,
-    total,
-    columns: tl.int32,
-    x_stride: tl.int64,
-    residual_stride: tl.int64,
-    matrices: tl.int32,
-    inner: tl.int32,
-    room: tl.int32,
-    scale_matrix: tl.int64,
-    scale_row: tl.int64,
-    scale_stride: tl.int64,
-    eps: tl.float32,
-    LARGEST: tl.constexpr,
-    UE8M0: tl.constexpr,
-    STATIC: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Of whole rows, with residual and total as in ``rms_norm``."""
-    await_previous(PDL)
-    columns = columns // UNIT * UNIT
-    row, valid, matrix, within = places(matrices, inner, room, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    mask = valid[:, None] & (column < columns)
-    at = row.to(tl.int64)[:, None]
-    value = tl.load(x + at * (x_stride // UNIT * UNIT) + column, mask, 0.0).to(tl.float32)
-    if residual is not None:
-        by = residual + at * (residual_stride // UNIT * UNIT) + column
-        value += tl.load(by, mask, 0.0).to(tl.float32)
-        tl.store(total + at * columns + column, value.to(total.dtype.element_ty), mask)
-    value = scaled(over_root(value, columns, eps), weight, column, column < columns, 0)
-    # Past the columns of a row that is NaN there is NaN, which would be the peak of a group.
-    value = tl.where(mask, value, 0.0)
-    scale_at = matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
-    quantised(
-        value, q, scale, row, valid, 0, columns, scale_at, scale_stride, matrix < matrices,
-        LARGEST, UE8M0, STATIC, GROUP, ROWS, BLOCK,
-    )  # fmt: skip
 
 
 @launcher
@@ -300,21 +196,22 @@ def quantise_all(
     peaks,
     count: tl.int64,
     peaks_count: tl.int32,
+    GIVEN: tl.constexpr,
     LARGEST: tl.constexpr,
     PEAKS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """With the scale that is given, or with that of all peaks, which is then stored."""
+    """With the scale of all peaks, or with that which is given in their place."""
     await_previous(PDL)
-    if peaks is not None:
+    if GIVEN:
+        made = tl.load(peaks + tl.arange(0, 1))
+    else:
         some = tl.arange(0, PEAKS)
         peak = largest_magnitude(tl.load(peaks + some, some < peaks_count, 0.0)[None, :], 1)
         made = scale_of(peak, LARGEST, False)
-        if tl.program_id(0) == 0:
-            tl.store(scale + tl.arange(0, 1), made)
-    else:
-        made = tl.load(scale + tl.arange(0, 1))
+    if tl.program_id(0) == 0:
+        tl.store(scale + tl.arange(0, 1), made)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place, place < count, 0.0).to(tl.float32)
     tl.store(q + place, encoded(value, made, q.dtype.element_ty, LARGEST), place < count)
