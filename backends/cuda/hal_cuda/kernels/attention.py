@@ -64,12 +64,13 @@ def _finish(
     known = tl.where(known == float("inf"), nothing, known)
     tl.store(lse + row * heads + head, tl.where(row < end, known, float("-inf")), mask)
     if first + ROWS > end:
-        column = tl.arange(0, BLOCK)[None, :]
-        past = (row >= end) & (row < tokens) & (column < width)
-        for i in range(HEADS):
-            one = tl.program_id(1) * HEADS + i
-            at = out + (row * heads + one) * width + column
-            tl.store(at, tl.zeros((ROWS, BLOCK), out.dtype.element_ty), past & (one < heads))
+        begin = tl.program_id(1) * HEADS * width
+        for i in range(0, HEADS * width, BLOCK):
+            column = begin + i + tl.arange(0, BLOCK)[None, :]
+            past = (row >= end) & (row < tokens) & (column < heads * width)
+            # The last columns are the first ones of the next heads, where the same is written.
+            at = out + row * heads * width + column
+            tl.store(at, tl.zeros((ROWS, BLOCK), out.dtype.element_ty), past)
 
 
 @launcher
