@@ -8,7 +8,9 @@ import triton.language as tl
 from hal_triton.launch import launcher, next_power_of_2
 from hal_triton.layout import ceil_div
 
-_ROWS, _HEADS = 64, 16
+_ROWS, _HEADS = 32, 16
+_UNIT = tl.constexpr(8)
+"""What divides the width and every stride of the values, so that 16 bytes are loaded at once."""
 
 
 @launcher
@@ -26,6 +28,8 @@ def _clean(
     BLOCK: tl.constexpr,
 ):
     block, head = tl.program_id(0), tl.program_id(1)
+    token_stride, head_stride = token_stride // _UNIT * _UNIT, head_stride // _UNIT * _UNIT
+    width = width // _UNIT * _UNIT
     row = (block * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < tokens) & (column < width)
@@ -64,6 +68,7 @@ def _finish(
     known = tl.where(known == float("inf"), nothing, known)
     tl.store(lse + row * heads + head, tl.where(row < end, known, float("-inf")), mask)
     if first + ROWS > end:
+        width = width // _UNIT * _UNIT
         begin = tl.program_id(1) * HEADS * width
         for i in range(0, HEADS * width, BLOCK):
             column = begin + i + tl.arange(0, BLOCK)[None, :]
