@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hal import Backend, Capability, Device, hookimpl
+from hal import Backend, Capability, Device, Kernel, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,3 +50,46 @@ def hal_late_copy(device: Device) -> Callable[[Tensor, Tensor], None] | None:
     from hal_cuda.late import copy
 
     return copy
+
+
+_FAMILIES = {
+    "matmul": ("scaled_mm", "block_scaled_mm"),
+    "gemv": ("fused_gemv",),
+    "attention": ("varlen_attention",),
+}
+
+_SINCE = {"scaled_mm": 89}
+"""The least compute capability; that of the others is the one where they were measured."""
+_MEASURED = 90
+
+
+def _serves(op: str, device: Device) -> bool:
+    if device.arch is None or importlib.util.find_spec("triton") is None:
+        return False
+    fits = device.arch >= _SINCE[op] if op in _SINCE else device.arch == _MEASURED
+    if op == "block_scaled_mm":
+        from torch.nn import functional
+
+        fits = fits and hasattr(functional, "scaled_mm")  # Since torch 2.10.
+    return fits
+
+
+def _offer(op: str, family: str) -> object:
+    def hook(device: Device) -> Kernel | None:
+        if not _serves(op, device):
+            return None
+        module = importlib.import_module(f"hal_cuda.{family}")
+        return Kernel(
+            fn=getattr(module, op),
+            supports=getattr(module, f"{op}_supports"),
+            name="torch",
+            graph_safe=True,
+            # Of cuBLAS that holds as torch calls it, with memory of its own for each stream.
+            deterministic=True,
+        )
+
+    return hookimpl(hook)
+
+
+for _family, _ops in _FAMILIES.items():
+    globals().update({op: _offer(op, _family) for op in _ops})

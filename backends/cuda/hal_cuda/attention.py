@@ -1,0 +1,148 @@
+"""Attention by cuDNN, made to keep what is broken where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hal import prepared
+from hal_cuda.crossing import portable, wins
+from hal_cuda.kernels.attention import cleaned, finish, spread
+from hal_cuda.layout import UNIT
+from hal_triton import attention as triton
+from hal_triton.layout import ceil_div
+
+__all__ = ["varlen_attention", "varlen_attention_supports"]
+
+_HALVES = (torch.bfloat16, torch.float16)
+_WIDEST = 128
+_STEP = 1024
+"""Tokens come in as many: cuDNN plans for tenths of a second for each length that it has not seen,
+and rounding up costs a few in a hundred."""
+
+
+@prepared
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Callable[..., Any]:
+    """By cuDNN for one long sequence that attends to itself.
+
+    Where its only sequence ends is known to the device alone, and without a mask the padding would
+    be seen; with the causal one no query sees a key that comes after it. torch's call of cuDNN for
+    ragged sequences plans anew each time, and aligns its mask at the first key.
+    """
+    given = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap}
+    otherwise = portable(triton.varlen_attention, *given, **options, sinks=sinks)
+    alone = causal and cu_seqlens_q.shape[0] == 2 and q.shape[0] == k.shape[0]
+    if not (alone and wins("varlen_attention", q.shape[0], q)):
+        return otherwise
+
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        *rest: Any,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        lie = q.data_ptr() % UNIT == 0 and k.data_ptr() % UNIT == 0
+        if lie and _same(cu_seqlens_q, cu_seqlens_k):
+            return attend(q, k, v, cu_seqlens_q, scale)
+        return otherwise(q, k, v, cu_seqlens_q, cu_seqlens_k, *rest, **options)
+
+    return run
+
+
+def varlen_attention_supports(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> str | None:
+    if q.dtype not in _HALVES:
+        return "cuDNN attends in float16 and bfloat16"
+    if max(q.shape[2], v.shape[2]) > _WIDEST or q.shape[2] % 8 or v.shape[2] % 8:
+        return f"cuDNN takes heads of up to {_WIDEST} columns, a multiple of 8"
+    if not causal:
+        return "without a causal mask padding would be seen"
+    if tuple(window) != (-1, -1) or softcap or sinks is not None:
+        return "torch's call of cuDNN has no window, softcap or sinks"
+    if scale is not None and scale <= 0:
+        return "fused attention takes the largest score before it scales"
+    if not all(map(_fits, (q, k, v))):
+        return "cuDNN takes heads that begin at multiples of 16 bytes"
+    return None
+
+
+def _fits(x: Tensor) -> bool:
+    """Whether the strides [tokens, heads, columns] are as cuDNN takes them."""
+    token, head, column = x.stride()
+    return column == 1 and token % 8 == head % 8 == 0 and min(token, head) > 0
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two vectors of one size are one in memory, and so hold the same."""
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of one sequence to itself, and the log of the sums.
+
+    Args:
+        q: [tokens, heads, head_dim].
+        k: [tokens, kv_heads, head_dim].
+        v: [tokens, kv_heads, value_head_dim].
+        starts: [2]: 0, and the number of tokens that are no padding.
+        scale: Above 0; None is ``head_dim ** -0.5``.
+    """
+    tokens, longest = q.shape[0], ceil_div(q.shape[0], _STEP) * _STEP
+    values, broken = cleaned(v, longest)
+    heads_first = (
+        x.transpose(0, 1).unsqueeze(0) for x in (_padded(q, longest), _padded(k, longest), values)
+    )
+    result = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *heads_first, None, True, 0.0, True, False, scale=scale
+    )
+    out = result[0].squeeze(0).transpose(0, 1)[:tokens].contiguous()
+    lse = finish(out, result[1].view(q.shape[1], longest), starts)
+    spread(out, v, broken, starts)
+    return out, lse
+
+
+def _padded(x: Tensor, longest: int) -> Tensor:
+    """``x`` with rows of 0 up to so many."""
+    tokens = x.shape[0]
+    if tokens == longest:
+        return x
+    whole = x.new_empty((longest, *x.shape[1:]))
+    whole[:tokens].copy_(x)
+    whole[tokens:].zero_()
+    return whole
