@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--hal-ops", metavar="OPS", help="some operators, separated by commas")
     group.addoption("--hal-checks", metavar="CHECKS", help="some checks, separated by commas")
     group.addoption("--hal-output", metavar="FILE", help="write the outcome as JSON here")
+    group.addoption("--hal-quick", action="store_true", help="fewer samples for every check")
     group.addoption("--hal-thorough", action="store_true", help="every sample for every check")
 
 

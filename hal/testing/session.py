@@ -9,7 +9,7 @@ import pytest
 
 from hal.arguments import words
 from hal.errors import HalError
-from hal.testing.checks import THOROUGH, Effort
+from hal.testing.checks import QUICK, THOROUGH, Effort
 from hal.testing.outcome import Cell
 from hal.testing.questions import gaps_of, questions, where
 from hal.testing.run import answer
@@ -28,7 +28,8 @@ class Session:
         option = config.getoption
         self.backend: str = str(option("--hal-backend"))
         self.output: str | None = option("--hal-output")
-        self.effort = THOROUGH if option("--hal-thorough") else Effort()
+        quick = QUICK if option("--hal-quick") else Effort()
+        self.effort = THOROUGH if option("--hal-thorough") else quick
         try:
             self.device = where(self.backend, option("--hal-device"))
             self.gaps = gaps_of(self.backend)

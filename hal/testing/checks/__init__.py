@@ -11,10 +11,11 @@ from hal.testing.checks import (
     shapes,
     statistics,
 )
-from hal.testing.checks.check import CHECKS, THOROUGH, Check, Effort
+from hal.testing.checks.check import CHECKS, QUICK, THOROUGH, Check, Effort
 
 __all__ = [
     "CHECKS",
+    "QUICK",
     "THOROUGH",
     "Check",
     "Effort",

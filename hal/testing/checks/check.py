@@ -16,6 +16,7 @@ from hal.testing.subject import Subject, samples
 
 __all__ = [
     "CHECKS",
+    "QUICK",
     "THOROUGH",
     "Check",
     "Effort",
@@ -23,6 +24,7 @@ __all__ = [
     "check",
     "claimed",
     "each",
+    "first_alone",
     "found",
     "sampled",
     "under_way",
@@ -37,16 +39,24 @@ class Effort:
 
     Attributes:
         every: A check that is slow looks at each so-manieth sample.
+        samples: The others look at each so-manieth.
         cases: How many random cases there are for an op.
         examples: How many examples there are for a law.
         draws: How many tokens are drawn for a statistic.
+        rows: How many rows a call has at the least that is to have many; 0 leaves it out.
     """
 
     every: int = 6
+    samples: int = 1
     cases: int = 200
     examples: int = 30
     draws: int = 100_000
+    # Beyond 65,535, which is what the second dimension of a grid holds on most devices.
+    rows: int = 70_000
 
+
+QUICK = Effort(every=24, samples=3, cases=100, rows=0)
+"""While one works on something: the same checks of all kernels on fewer samples."""
 
 THOROUGH = Effort(every=1, cases=5_000, examples=500, draws=2_000_000)
 
@@ -105,6 +115,10 @@ under_way: ContextVar[Callable[[str], object]] = ContextVar("under_way", default
 """Is told the name of each case before it is run, which may be the last that is heard of it."""
 
 
+first_alone: ContextVar[bool] = ContextVar("first_alone", default=False)
+"""Whether a check ends at the first case that fails, for those who ask whether there is one."""
+
+
 def each(
     cases: Iterable[Case], body: Callable[[Case], object], named: Callable[[Case], str]
 ) -> int:
@@ -124,6 +138,8 @@ def each(
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # What a kernel raises is found.
             failures.append((named(case), found(error)))
+            if first_alone.get():
+                break
     if failures:
         raise Refuted(failures, count)
     return count
@@ -153,6 +169,6 @@ def claimed(subject: Subject, trait: str) -> None:
         raise NotApplicable(f"{trait} is not claimed")
 
 
-def sampled(subject: Subject, body: Callable[[Sample], object], every: int = 1) -> int:
+def sampled(subject: Subject, body: Callable[[Sample], object], every: int) -> int:
     """Run ``body`` on the samples that the kernel takes."""
     return each(accepted(subject, every), body, lambda sample: sample.name)

@@ -42,8 +42,9 @@ def compare(subject: Subject, sample: Sample, returned: Any) -> None:
 @check("numerics")
 def numerics(subject: Subject, effort: Effort) -> int:
     """Every sample is within tolerance of the float64 oracle, NaN and infinities in place."""
-    del effort
-    return sampled(subject, lambda s: compare(subject, s, subject.run(subject.flat(s))))
+    return sampled(
+        subject, lambda s: compare(subject, s, subject.run(subject.flat(s))), effort.samples
+    )
 
 
 # Two buffers in turn, or three, are seen in the calls after the first.
@@ -95,8 +96,7 @@ def _check_own(found: Sequence[Tensor], given: dict[str, Tensor]) -> None:
 @check("purity")
 def purity(subject: Subject, effort: Effort) -> int:
     """No argument is written into, nor what lies around it; results are in memory of their own."""
-    del effort
-    return sampled(subject, lambda sample: _pure(subject, sample))
+    return sampled(subject, lambda sample: _pure(subject, sample), effort.samples)
 
 
 _EMPTIES = {
@@ -153,6 +153,5 @@ def _repeats(subject: Subject, sample: Sample) -> None:
 @check("deterministic")
 def deterministic(subject: Subject, effort: Effort) -> int:
     """The same arguments give the same bits, where that is claimed."""
-    del effort
     claimed(subject, "deterministic")
-    return sampled(subject, lambda sample: _repeats(subject, sample))
+    return sampled(subject, lambda sample: _repeats(subject, sample), effort.samples)

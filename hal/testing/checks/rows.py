@@ -27,9 +27,6 @@ STRIDE = 2**30 + 7
 # Beyond the sizes at which kernels go over to other tiles, or another order of sums.
 _BATCH = 300
 
-# Beyond 65,535, which is what the second dimension of a grid holds on most devices.
-_ROWS = 70_000
-
 # Elements of a sample that may be repeated so often; with more it would take seconds.
 _IN_BATCH, _IN_ROWS = 5_000, 100
 
@@ -70,12 +67,12 @@ def _refuses(subject: Subject, part: Part) -> bool:
 @check("invariance")
 def invariance(subject: Subject, effort: Effort) -> int:
     """The bits of a row do not depend on the other rows, where that is claimed."""
-    del effort
     claimed(subject, "batch_invariant")
     split = [s for s in accepted(subject) if parts(subject.op, subject.record, s)]
     if not split:
         raise NotTried("no sample can be split by rows")
-    return each(split, lambda sample: _alone(subject, sample), lambda sample: sample.name)
+    chosen = split[:: effort.samples]
+    return each(chosen, lambda sample: _alone(subject, sample), lambda sample: sample.name)
 
 
 def _size(value: Tensor) -> int:
@@ -138,8 +135,8 @@ def _repeated(want: Any, times: int) -> Any:
     return torch.cat([want] * times)
 
 
-def _crowded(subject: Subject, sample: Sample) -> None:
-    crowd = many(subject.op, subject.record, sample, _ROWS)
+def _crowded(subject: Subject, sample: Sample, count: int) -> None:
+    crowd = many(subject.op, subject.record, sample, count)
     assert crowd is not None
     if _refuses(subject, crowd):
         return
@@ -159,15 +156,14 @@ def _crowds(subject: Subject, given: list[Sample]) -> list[Sample]:
 @check("offsets", isolated=True)
 def offsets(subject: Subject, effort: Effort) -> int:
     """Rows 2^30 + 7 elements apart are found, and all of 70,000: no offset or grid is cut off."""
-    del effort
     given, names = accepted(subject), [parameter.name for parameter in subject.op.parameters]
     cases: dict[str, Callable[[], None]] = {}
     for name in subject.record.rows if subject.record.far is None else subject.record.far:
         sample = _fit(subject, given, names.index(name))
         if sample is not None:
             cases[name] = functools.partial(_far_apart, subject, sample, names.index(name))
-    for sample in _crowds(subject, given):
-        cases[f"{_ROWS} rows"] = functools.partial(_crowded, subject, sample)
+    for sample in _crowds(subject, given) if effort.rows else []:
+        cases[f"{effort.rows} rows"] = functools.partial(_crowded, subject, sample, effort.rows)
     if not cases:
         raise NotApplicable("no argument has rows that may lie apart")
     return each(cases, lambda name: cases[name](), str)

@@ -57,8 +57,7 @@ def _as_declared(subject: Subject, sample: Sample) -> None:
 @check("fake")
 def fake(subject: Subject, effort: Effort) -> int:
     """Shape, dtype, stride, device and gradient are the same without data."""
-    del effort
-    return sampled(subject, lambda sample: _as_declared(subject, sample))
+    return sampled(subject, lambda sample: _as_declared(subject, sample), effort.samples)
 
 
 def _structure(flat: Iterable[Any]) -> tuple[Any, ...]:
