@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timing import CALLS, copies, in_graphs
 
 import hal
 from hal_cuda import crossing
+from timing import CALLS, copies, in_graphs
 
 COLD = 180 * 2**20
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
