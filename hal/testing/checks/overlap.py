@@ -90,7 +90,7 @@ def _cases(subject: Subject) -> list[tuple[str, Callable[[], None]]]:
     return found
 
 
-@check("pdl", isolated=True)
+@check("pdl")
 def pdl(subject: Subject, effort: Effort) -> int:
     """It awaits what the kernel before it reads and writes, though it may start early."""
     del effort
