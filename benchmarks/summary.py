@@ -10,6 +10,7 @@ Data = dict[str, Any]
 """A row as ``Row.to_dict`` has it, read from JSON or not."""
 
 AUTO = "hal"
+CASE = "case"
 BAND = 0.02
 """Times that are nearer to each other than this count as equal."""
 
@@ -108,7 +109,7 @@ def totals(rows: Sequence[Data]) -> list[tuple[str, ...]]:
         large = [value for count, value in pairs if count >= 1024]
         shares = [value for row in some if (value := share(row))]
         chosen = [value for row in some if (value := choice(row))]
-        red = sum(any(n in row["wrong"] for n in (*row["ours"], "reference")) for row in some)
+        red = sum(any(n in row["wrong"] for n in (*row["ours"], CASE)) for row in some)
         compared = [
             *(mean(small), record(small) if small else ""),
             *(mean(large), record(large) if large else ""),
@@ -121,7 +122,7 @@ def totals(rows: Sequence[Data]) -> list[tuple[str, ...]]:
 def columns(rows: Sequence[Data]) -> list[str]:
     """All providers, those of hal first."""
     ours = dict.fromkeys(name for row in rows for name in row["ours"])
-    found = (n for row in rows for n in (*row["us"], *row["wrong"]) if n != "reference")
+    found = (n for row in rows for n in (*row["us"], *row["wrong"]) if n != CASE)
     return list(dict.fromkeys((*ours, *found)))
 
 
