@@ -35,7 +35,7 @@ from hal.testing.questions import questions, where
 from hal.testing.run import answer
 from measure import AUTO, DeviceLost, Row, measured, release
 from peers import peers
-from summary import HEAD, lines, totals
+from summary import HEAD, by_op, lines, totals
 
 CHECKS = ("numerics", "random")
 DEVICE = torch.device("cuda")
@@ -76,8 +76,8 @@ def wanted(family: str, ops: Sequence[str], quick: bool) -> Iterator[Case]:
                 yield case
 
 
-def show(console: Console, head: Sequence[str], found: Sequence[Sequence[str]]) -> None:
-    table = Table(*(Column(name, no_wrap=True) for name in head))
+def show(console: Console, head: Sequence[str], found: Sequence[Sequence[str]], title: str) -> None:
+    table = Table(*(Column(name, no_wrap=True) for name in head), title=title)
     for line in found:
         table.add_row(*line)
     console.print(table)
@@ -142,8 +142,9 @@ class Run:
         """Print the family's tables and what is wrong in it."""
         some = [row.to_dict() for row in self.rows if row.case.family == family]
         if some:
-            show(console, *lines(some))
-            show(console, HEAD, totals(some))
+            for op, each in by_op(some).items():
+                show(console, *lines(each), title=op)
+            show(console, HEAD, totals(some), title=family)
         for row in some:
             for name, reason in row["wrong"].items():
                 console.print(f"wrong: {row['op']} {row['shape']} {name}: {reason}", markup=False)
