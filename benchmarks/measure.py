@@ -21,6 +21,9 @@ from timing import Call, Graph, Time, copies, copy_time, eager, in_turn
 AUTO = "hal"
 """The provider that hal itself chooses among its backends."""
 
+CASE = "case"
+"""In place of a provider: the reference and the arguments."""
+
 
 class DeviceLost(Exception):
     """Nothing can be run on the device any more; what was found so far is to be kept."""
@@ -38,7 +41,7 @@ class Row:
         times: By provider its time in a graph.
         host: By provider microseconds of the host for a call.
         refused: By provider why it has nothing for this call.
-        wrong: By provider what went wrong.
+        wrong: By provider what went wrong; by ``CASE`` what did before any.
         served: The backend and kernel that hal chooses.
         copy: The time of a copy of as many bytes.
     """
@@ -57,7 +60,7 @@ class Row:
     @property
     def red(self) -> bool:
         """Whether something of ours is wrong."""
-        return any(name in self.wrong for name in (*self.ours, "reference"))
+        return any(name in self.wrong for name in (*self.ours, CASE))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -157,7 +160,7 @@ def prepared(provider: Peer, sets: Sequence[Any]) -> Graph:
 def right(row: Row, providers: Sequence[Peer], device: torch.device) -> list[Peer]:
     """Those providers whose results are the reference's; the row has what became of the others."""
     torch._dynamo.reset()  # A peer is compiled for each shape; past eight, torch gives up.
-    want = attempt(row, "reference", lambda: reference(row.case, device))
+    want = attempt(row, CASE, lambda: reference(row.case, device))
     if want is None:
         return []
 
@@ -192,7 +195,7 @@ def measured(
     ours = [Peer(name, case.op, by_hal(case.op, name)) for name in backends]
     providers = right(row, (*ours, *peers), device)
     if providers:
-        timed(row, providers, cold, device)
+        attempt(row, CASE, lambda: timed(row, providers, cold, device))
     for each in providers if case.rows == 1 else ():
         found = attempt(row, each.name, lambda each=each: eager_call(each, row, device))
         row.host |= {} if found is None else {each.name: found}

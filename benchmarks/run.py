@@ -28,13 +28,14 @@ from rich.table import Column, Table
 
 import hal
 from cases import FAMILIES, Case
+from hal.policy import op_name
 from hal.testing.checks import Effort
 from hal.testing.outcome import Status
 from hal.testing.questions import questions, where
 from hal.testing.run import answer
 from measure import AUTO, DeviceLost, Row, measured, release
 from peers import peers
-from summary import HEAD, lines, totals
+from summary import HEAD, by_op, lines, totals
 
 CHECKS = ("numerics", "random")
 DEVICE = torch.device("cuda")
@@ -42,7 +43,7 @@ DEVICE = torch.device("cuda")
 
 def red(op: str, backend: str, tries: int) -> tuple[str, bool]:
     """Why an op of a backend is not timed, and whether that is a fault; empty if it is."""
-    asked = questions(backend, where(backend, DEVICE.type), [op.rstrip("_")], CHECKS)
+    asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
     cells = [answer(question, Effort(cases=tries)) for question in asked] if tries else []
     for cell in cells:
         if cell.status is not Status.PROVEN:
@@ -65,20 +66,18 @@ def machine() -> dict[str, str]:
     return facts | found | {"cuda": str(torch.version.cuda)}
 
 
-def wanted(families: Sequence[str], ops: Sequence[str], quick: bool) -> Iterator[Case]:
-    """The cases of some families and ops; of each op every third if it is to be quick."""
-    for family in families:
-        seen: dict[str, int] = {}
-        for case in FAMILIES[family]():
-            if ops and case.op.rstrip("_") not in ops:
-                continue
+def wanted(family: str, ops: Sequence[str], quick: bool) -> Iterator[Case]:
+    """The cases of a family and some ops; of each op every third if it is to be quick."""
+    seen: dict[str, int] = {}
+    for case in FAMILIES[family]():
+        if not ops or case.op.rstrip("_") in ops:
             seen[case.op] = seen.get(case.op, -1) + 1
             if not quick or seen[case.op] % 3 == 0:
                 yield case
 
 
-def show(console: Console, head: Sequence[str], found: Sequence[Sequence[str]]) -> None:
-    table = Table(*(Column(name, no_wrap=True) for name in head))
+def show(console: Console, head: Sequence[str], found: Sequence[Sequence[str]], title: str) -> None:
+    table = Table(*(Column(name, no_wrap=True) for name in head), title=title)
     for line in found:
         table.add_row(*line)
     console.print(table)
@@ -114,6 +113,19 @@ class Run:
             self.rows.append(measured(case, mine, peers(case.op, self.names), self.cold, DEVICE))
             release()
 
+    def measure(self, cases: Sequence[Case]) -> str:
+        """Measure cases, as long as the device answers; what ended it, or nothing."""
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=len(cases))
+            for case in cases:
+                progress.update(task, description=f"{case.op} {case.shape}")
+                try:
+                    self.add(case)
+                except DeviceLost as error:
+                    return f"{case.op} {case.shape}: {error}"
+                progress.advance(task)
+        return ""
+
     @property
     def failed(self) -> bool:
         """Whether something of hal's is not right."""
@@ -130,8 +142,9 @@ class Run:
         """Print the family's tables and what is wrong in it."""
         some = [row.to_dict() for row in self.rows if row.case.family == family]
         if some:
-            show(console, *lines(some))
-            show(console, HEAD, totals(some))
+            for op, each in by_op(some).items():
+                show(console, *lines(each), title=op)
+            show(console, HEAD, totals(some), title=family)
         for row in some:
             for name, reason in row["wrong"].items():
                 console.print(f"wrong: {row['op']} {row['shape']} {name}: {reason}", markup=False)
@@ -160,28 +173,16 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 240)
     run = Run(backend or ["triton"], peer, tries)
     ops = [name.rstrip("_") for name in op or ()]
-    cases = list(wanted(family or list(FAMILIES), ops, quick))
     lost = ""
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(cases))
-        for index, case in enumerate(cases):
-            progress.update(task, description=f"{case.op} {case.shape}")
-            try:
-                run.add(case)
-            except DeviceLost as error:
-                lost = f"the device is lost: {case.op} {case.shape}: {error}"
-            progress.advance(task)
-            last = index + 1 == len(cases) or cases[index + 1].family != case.family
-            if last or lost:
-                run.show(console, case.family)
-                if output:
-                    output.write_text(json.dumps(run.to_dict(), indent=1))
-            if lost:
-                break
+    for name in family or FAMILIES:
+        lost = lost or run.measure(list(wanted(name, ops, quick)))
+        run.show(console, name)
+        if output:
+            output.write_text(json.dumps(run.to_dict(), indent=1))
     for what, reason in {**run.refuted, **run.absent}.items():
         console.print(f"not timed: {what}: {reason}", markup=False)
     if lost:
-        console.print(lost, markup=False)
+        console.print(f"the device is lost: {lost}", markup=False)
     raise typer.Exit(1 if lost or run.failed else 0)
 
 

@@ -10,6 +10,7 @@ Data = dict[str, Any]
 """A row as ``Row.to_dict`` has it, read from JSON or not."""
 
 AUTO = "hal"
+CASE = "case"
 BAND = 0.02
 """Times that are nearer to each other than this count as equal."""
 
@@ -44,13 +45,17 @@ def share(row: Data) -> float | None:
     return row["copy_us"] / us if us and row["copy_us"] else None
 
 
+def limited_by_products(row: Data) -> bool:
+    """Whether products may take longer than bytes: an H100 makes 300 of bfloat16 for a byte."""
+    return row["flops"] > 150 * row["bytes"]
+
+
 def speed(row: Data) -> str:
     """How fast hal is, by operations where bytes are not what limits it."""
     us = mine(row)
     if not us:
         return ""
-    # An H100 makes about 300 operations of bfloat16 in the time that it moves a byte.
-    if row["flops"] > 150 * row["bytes"]:
+    if limited_by_products(row):
         return f"{row['flops'] / us / 1e6:.0f} TFLOP/s"
     return f"{row['bytes'] / us / 1e3:.0f} GB/s"
 
@@ -108,7 +113,7 @@ def totals(rows: Sequence[Data]) -> list[tuple[str, ...]]:
         large = [value for count, value in pairs if count >= 1024]
         shares = [value for row in some if (value := share(row))]
         chosen = [value for row in some if (value := choice(row))]
-        red = sum(any(n in row["wrong"] for n in (*row["ours"], "reference")) for row in some)
+        red = sum(any(n in row["wrong"] for n in (*row["ours"], CASE)) for row in some)
         compared = [
             *(mean(small), record(small) if small else ""),
             *(mean(large), record(large) if large else ""),
@@ -121,7 +126,7 @@ def totals(rows: Sequence[Data]) -> list[tuple[str, ...]]:
 def columns(rows: Sequence[Data]) -> list[str]:
     """All providers, those of hal first."""
     ours = dict.fromkeys(name for row in rows for name in row["ours"])
-    found = (n for row in rows for n in (*row["us"], *row["wrong"]) if n != "reference")
+    found = (n for row in rows for n in (*row["us"], *row["wrong"]) if n != CASE)
     return list(dict.fromkeys((*ours, *found)))
 
 
@@ -137,7 +142,7 @@ def cell(row: Data, name: str) -> str:
 def lines(rows: Sequence[Data]) -> tuple[list[str], list[list[str]]]:
     """The head of a table and its lines, one for each case."""
     names = columns(rows)
-    head = ["op", "shape", *names, "copy", "speed", "of copy", "x best peer", "host us"]
+    head = ["shape", *names, "copy", "speed", "of copy", "x best peer", "host us"]
     found: list[list[str]] = []
     for row in rows:
         first = next((row["host_us"][n] for n in row["ours"] if n in row["host_us"]), None)
@@ -148,5 +153,5 @@ def lines(rows: Sequence[Data]) -> tuple[list[str], list[list[str]]]:
             f"{value:.2f} {best[0]}" if (value := ratio(row)) and (best := best_peer(row)) else "",
             f"{first:.1f}" if first else "",
         ]
-        found.append([row["op"], row["shape"], *(cell(row, n) for n in names), *ends])
+        found.append([row["shape"], *(cell(row, n) for n in names), *ends])
     return head, found

@@ -207,10 +207,13 @@ def fa3_prefill(
     return out[0], None
 
 
-def _sdpa(backend: SDPBackend) -> Callable[..., Any]:
-    """Torch's attention on sequences of equal length, causal, without a window."""
+def _sdpa(backend: SDPBackend) -> Callable[..., Call]:
+    """Torch's attention on sequences of equal length, causal, without a window.
 
-    def call(
+    Keys and values are repeated ahead of the call where it wants them for each head.
+    """
+
+    def plan(
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -220,20 +223,32 @@ def _sdpa(backend: SDPBackend) -> Callable[..., Any]:
         max_k: int,
         causal: bool,
         **limits: Any,
-    ) -> Any:
+    ) -> Call:
         if limits:
             raise DoesNotFit("has no window and no cap of scores")
         parts = [x.view(-1, max_q, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
-        with sdpa_kernel(backend):
-            out = scaled_dot_product_attention(*parts, is_causal=causal, enable_gqa=True)
-        return out.transpose(1, 2), None
 
-    return call
+        def call(q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Any:
+            with sdpa_kernel(backend):
+                out = scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+            return out.transpose(1, 2), None
+
+        try:
+            call(*parts, gqa=True)
+        except RuntimeError:
+            each = q.shape[1] // k.shape[1]
+            repeated = [x.repeat_interleave(each, 1) for x in parts[1:]]
+            return functools.partial(call, parts[0], *repeated, gqa=False)
+        return functools.partial(call, *parts, gqa=True)
+
+    return plan
 
 
-on_cuda("cudnn", "varlen_attention")(_sdpa(SDPBackend.CUDNN_ATTENTION))
-on_cuda("flash", "varlen_attention")(_sdpa(SDPBackend.FLASH_ATTENTION))
-peer("math", "varlen_attention", lambda: not torch.cuda.is_available())(_sdpa(SDPBackend.MATH))
+on_cuda("cudnn", "varlen_attention", planned=True)(_sdpa(SDPBackend.CUDNN_ATTENTION))
+on_cuda("flash", "varlen_attention", planned=True)(_sdpa(SDPBackend.FLASH_ATTENTION))
+peer("math", "varlen_attention", lambda: not torch.cuda.is_available(), planned=True)(
+    _sdpa(SDPBackend.MATH)
+)
 
 
 @flashinfer("varlen_attention", planned=True)

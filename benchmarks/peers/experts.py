@@ -37,4 +37,3 @@ def _without_scales(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 on_cuda("torch", "fused_experts")(_without_scales(grouped))
-on_cuda("compile", "fused_experts")(_without_scales(torch.compile(grouped, dynamic=False)))

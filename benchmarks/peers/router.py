@@ -42,7 +42,6 @@ def vllm_topk_softmax(gating: Tensor, k: int, renormalize: bool) -> Any:
 
 
 @peer("torch", "topk_sigmoid")
-@compiled("topk_sigmoid")
 def topk_sigmoid(gating: Tensor, k: int, renormalize: bool, correction_bias: Tensor) -> Any:
     scores = gating.float().sigmoid()
     ids = (scores + correction_bias).topk(k).indices

@@ -19,7 +19,6 @@ def _drawn(weights: Tensor) -> Tensor:
 
 
 @peer("torch", "sample", judge=in_support)
-@compiled("sample", judge=in_support)
 def sample(
     probs: Tensor, top_k: Limit = None, top_p: Limit = None, min_p: Limit = None, **noise: Any
 ) -> Tensor:
@@ -79,7 +78,6 @@ def flashinfer_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
 
 
 @peer("torch", "top_k_renorm")
-@compiled("top_k_renorm")
 def top_k_renorm(probs: Tensor, top_k: Tensor) -> Tensor:
     last = probs.sort(dim=-1, descending=True).values.gather(-1, top_k[:, None].long() - 1)
     kept = probs.where(probs >= last, 0)
@@ -101,7 +99,6 @@ def flashinfer_top_k_renorm(probs: Tensor, top_k: Tensor) -> Tensor:
 
 
 @peer("torch", "top_p_renorm")
-@compiled("top_p_renorm")
 def top_p_renorm(probs: Tensor, top_p: Tensor) -> Tensor:
     ordered, ids = probs.sort(dim=-1, descending=True)
     kept = ordered.where(ordered.cumsum(-1) - ordered < top_p[:, None], 0)
