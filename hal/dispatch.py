@@ -173,7 +173,7 @@ def _guard(form: Form, flat: Sequence[Any]) -> Callable[..., bool]:
     strides.
     """
     values = [v for p, v in zip(form.op.parameters, flat, strict=True) if p.tensor]
-    given = [value for value in values if isinstance(value, Tensor)]
+    given, kinds = _apart(values)
     guard = TensorGuards(
         *given,
         dynamic_dims_sizes=[list(tensor.shape) for tensor in given],  # pyright: ignore[reportArgumentType]
@@ -181,16 +181,31 @@ def _guard(form: Form, flat: Sequence[Any]) -> Callable[..., bool]:
     ).check
     if len(given) == len(values):
         return guard
-    plain = [None if isinstance(value, Tensor) else (type(value), value) for value in values]
 
     def check(*args: Any) -> bool:
-        for arg, wanted in zip(args, plain, strict=True):
-            found = None if isinstance(arg, Tensor) else (type(arg), arg)
-            if found != wanted:
-                return False
-        return guard(*[arg for arg in args if isinstance(arg, Tensor)])
+        found, same = _apart(args)
+        return same == kinds and guard(*found)
 
     return check
+
+
+def _apart(values: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
+    """The tensors, each once, and of each value which of them it is, or its type and itself.
+
+    TensorGuards finds no tensor alike that is given a second time.
+    """
+    given: list[Tensor] = []
+    kinds: list[Any] = []
+    places: dict[int, int] = {}
+    for value in values:
+        if isinstance(value, Tensor):
+            place = places.setdefault(id(value), len(given))
+            if place == len(given):
+                given.append(value)
+            kinds.append(place)
+        else:
+            kinds.append((type(value), value))
+    return given, kinds
 
 
 def _first(entries: tuple[Any, ...] | None, count: int) -> tuple[Any, ...] | None:

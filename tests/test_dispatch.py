@@ -99,6 +99,20 @@ def test_an_argument_that_is_none_has_a_plan_of_its_own(norm: Noting) -> None:
     assert len(norm.asked) == 2
 
 
+def test_a_tensor_that_is_given_twice_has_a_plan_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = Noting("mul_add")
+    missed: list[str] = []
+    with installed(offered.backend, NATIVE):
+        for a, b in ((X, X), (X, X.clone())):
+            hal.ops.mul_add(a, b, 2.0)
+        called = dispatch.execute
+        monkeypatch.setattr(dispatch, "execute", lambda *args: missed.append("") or called(*args))
+        for a, b in ((X, X), (X.clone(), X), (X, X)):
+            assert torch.equal(hal.ops.mul_add(a, b, 2.0), X * 2 + X)
+    assert len(offered.ran) == 5
+    assert not missed
+
+
 def test_a_number_and_a_tensor_for_one_argument_have_plans_of_their_own() -> None:
     hot = Noting("softmax")
     with installed(hot.backend, NATIVE):

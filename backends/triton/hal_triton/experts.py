@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from hal import prepared
 from hal_triton.kernels import experts as kernels
-from hal_triton.layout import ceil_div, rows_of, tile, unit
-from hal_triton.moe import moe_align_block_size
+from hal_triton.layout import ceil_div, element, empty, rows_like, tile, unit
+from hal_triton.moe import blocks_of, moe_align_block_size
 from hal_triton.product import BLOCK, Tiles, Weight, by_rows, tiles
-from hal_triton.quant import per_token_group_quant
+from hal_triton.quant import coding
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Run = Callable[..., Any]
 
 _FEW = 16
 """Pairs of which each has a block of its own, as they hardly share experts."""
@@ -23,11 +25,12 @@ class _Blocks(NamedTuple):
     """Pairs by their experts, a block for each line of tiles."""
 
     number: int
-    expert_of: Tensor
-    pair_of: Tensor | None
     tiles: Tiles
+    place: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    """What says of ids the expert of each block, and its pairs unless it has that of its number."""
 
 
+@prepared
 def fused_experts(
     x: Tensor,
     w13: Tensor,
@@ -38,55 +41,117 @@ def fused_experts(
     w13_scale: Tensor | None = None,
     w2_scale: Tensor | None = None,
     activation: str = "silu",
-) -> Tensor:
-    out, ids, pairs = x.new_empty(x.shape), topk_ids.contiguous(), topk_ids.numel()
-    blocks = _blocks(ids, w13)
-    inner, parts = (x.new_empty((pairs, w.shape[2]), dtype=torch.float32) for w in (w2, w13))
-    _multiply(inner, x, Weight(w13, w13_scale, block=BLOCK), blocks, activation)
-    _multiply(parts, inner, Weight(w2, w2_scale, block=BLOCK), blocks, None)
-    rows, columns = x.shape[:-1].numel(), x.shape[-1]
-    grid, shape, num_warps = tile(rows, columns)
-    numbers = rows, columns, w13.shape[0], ids.shape[-1]
-    tensors = out, parts, topk_weights.contiguous(), ids
-    kernels.add_choices(grid, tensors, numbers, (*shape, unit(columns)), num_warps)
-    return out
+) -> Run:
+    pairs, inter, (x_in, _, stride) = topk_ids.numel(), w2.shape[2], rows_like(x)
+    blocks, of_x, of_inner = _blocks(topk_ids, w13), (x, stride), (_single(x, pairs, inter), inter)
+    first = _product(*of_x, pairs, Weight(w13, w13_scale, block=BLOCK), blocks, activation)
+    second = _product(*of_inner, pairs, Weight(w2, w2_scale, block=BLOCK), blocks, None)
+    made, add = empty(x.shape, x), _sum(x, w13.shape[0], topk_ids.shape[-1])
+
+    def run(
+        x: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        *,
+        w13_scale: Tensor | None = None,
+        w2_scale: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        ids = topk_ids.contiguous()
+        placed = blocks.place(ids)
+        inner = first(x_in(x), None, w13, w13_scale, *placed)
+        parts = second(inner, ids, w2, w2_scale, *placed)
+        out = made()
+        add(out, parts, topk_weights.contiguous(), ids)
+        return out
+
+    return run
+
+
+def _single(x: Tensor, *shape: int) -> Tensor:
+    """An example of a tensor in float32 that has this shape."""
+    return element(x.device, torch.float32).expand(shape)
 
 
 def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
     pairs, experts = ids.numel(), weight.shape[0]
     if pairs <= min(_FEW, experts) or not experts:
-        return _Blocks(pairs, ids, None, tiles(1, weight.dtype.itemsize))
+        return _Blocks(pairs, tiles(1, weight.dtype.itemsize), lambda ids: (ids, None))
     plan = tiles(pairs // experts, weight.dtype.itemsize)
-    pair_of, expert_of, _ = moe_align_block_size(ids, experts, plan.m)
-    return _Blocks(expert_of.numel(), expert_of, pair_of, plan)
+    align = moe_align_block_size.prepare(ids, experts, plan.m)
+
+    def place(ids: Tensor) -> tuple[Tensor, Tensor]:
+        pair_of, expert_of, _ = align(ids)
+        return expert_of, pair_of
+
+    return _Blocks(blocks_of(pairs, experts, plan.m), plan, place)
 
 
-def _multiply(
-    out: Tensor, x: Tensor, weight: Weight, blocks: _Blocks, activation: str | None
-) -> None:
-    """Write ``out`` [pairs, n], whose pairs are spread evenly over the rows of ``x``."""
-    (pairs, outs), columns, by_x = out.shape, x.shape[-1], None
-    if not out.numel():
-        return
-    choices = pairs // x.shape[:-1].numel()
-    if weight.scale is not None:
-        x, by_x = per_token_group_quant(x, BLOCK[1], dtype=weight.data.dtype)
-    x, _, x_stride = rows_of(x)
-    data = by_rows(weight.data)
+def _sum(x: Tensor, experts: int, choices: int) -> Run:
+    rows, columns = x.shape[:-1].numel(), x.shape[-1]
+    grid, shape, num_warps = tile(rows, columns)
+    numbers, constants = (rows, columns, experts, choices), (*shape, unit(columns))
+    return kernels.add_choices.bind(grid, numbers, constants, num_warps)
+
+
+def _product(
+    x: Tensor,
+    x_stride: int,
+    pairs: int,
+    weight: Weight,
+    blocks: _Blocks,
+    activation: str | None,
+) -> Run:
+    """What makes [pairs, n], whose pairs are spread evenly over the rows of tensors like ``x``.
+
+    It takes x, ids if a row is there only for a known one, the weight's data and scale, and where
+    the pairs are placed.
+    """
+    columns, rows, experts = x.shape[-1], x.shape[:-1].numel(), weight.data.shape[0]
+    outs = weight.data.shape[1] // (1 if activation is None else 2)
+    data_in, encode = by_rows(weight.data), _nothing
     m, n, k, num_warps, num_stages = blocks.tiles
-    if by_x is not None:
-        k = BLOCK[1]
-    elif x.dtype.itemsize > data.dtype.itemsize:
+    scale_expert = groups = 0
+    if weight.scale is not None:
+        encode = _encode(x, x_stride, weight.data)
+        k, x_stride, groups = BLOCK[1], columns, ceil_div(columns, BLOCK[1])
+        scale_expert = weight.scale.stride(0)
+    elif x.dtype.itemsize > weight.data.dtype.itemsize:
         k //= 2  # In float32 a row of x takes twice the room.
-    strides = x_stride, data.stride(0), data.stride(1)
+    strides = x_stride, *data_in(weight.data).stride()[:2]
     scale_row, scale_step, _, *block = weight.numbers(columns)
     numbers = (
-        blocks.number, pairs, outs, columns, data.shape[0], choices, *strides,
-        0 if by_x is None else by_x.shape[-1],
-        0 if weight.scale is None else weight.scale.stride(0), scale_row, scale_step, *block,
+        blocks.number, pairs, outs, columns, experts, pairs // max(rows, 1), *strides,
+        groups, scale_expert, scale_row, scale_step, *block,
     )  # fmt: skip
-    tensors = out, x, data, by_x, weight.scale, blocks.expert_of, blocks.pair_of
-    across = ceil_div(outs, n if activation is None else n // 2)
+    grid = blocks.number * ceil_div(outs, n if activation is None else n // 2), 1, 1
     constants = activation, m, n, k, unit(columns, *strides)
-    grid = blocks.number * across, 1, 1
-    kernels.multiply_blocks(grid, tensors, numbers, constants, num_warps, num_stages)
+    launch = kernels.multiply_blocks.bind(grid, numbers, constants, num_warps, num_stages)
+    made = empty((pairs, outs), x, torch.float32)
+
+    def run(x: Tensor, ids: Tensor | None, data: Tensor, scale: Any, *placed: Any) -> Tensor:
+        out, (x, by_x) = made(), encode(x, ids)
+        launch(out, x, data_in(data), by_x, scale, *placed)
+        return out
+
+    return run
+
+
+def _nothing(x: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
+    return x, None
+
+
+def _encode(x: Tensor, stride: int, weight: Tensor) -> Run:
+    """What quantises rows like these as the weight is; with ids, those of its experts."""
+    columns, into = x.shape[-1], coding(x, x.shape[-1], None, BLOCK[1], weight.dtype)
+    plan, experts = into.pieces(columns), weight.shape[0]
+    launch = into.bind("x", plan, columns, (stride, 0), experts=experts)
+
+    def run(x: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, scale = into.codes(), into.scales()
+        launch(q, scale, x, None, None, None, None, ids)
+        return q, scale
+
+    return run

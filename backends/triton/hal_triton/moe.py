@@ -169,8 +169,7 @@ def _chosen(gating: Tensor, k: int, rows_in: Run, launch: Run) -> Run:
 @prepared
 def moe_align_block_size(topk_ids: Tensor, num_experts: int, block_size: int) -> Run:
     pairs = topk_ids.numel()
-    reached = min(pairs, num_experts)
-    blocks = reached + (pairs - reached) // block_size
+    blocks = blocks_of(pairs, num_experts, block_size)
     made = [empty((size,), topk_ids, torch.int32) for size in (blocks * block_size, blocks, 1)]
     few = pairs <= _FEW and num_experts <= _FEW_EXPERTS
     align = (_align_few if few else _align_many)(topk_ids, num_experts, block_size, blocks)
@@ -181,6 +180,12 @@ def moe_align_block_size(topk_ids: Tensor, num_experts: int, block_size: int) ->
         return ids, owners, used
 
     return run
+
+
+def blocks_of(pairs: int, experts: int, size: int) -> int:
+    """The most blocks of one expert that pairs may take."""
+    reached = min(pairs, experts)
+    return reached + (pairs - reached) // size
 
 
 def moe_align_block_size_supports(

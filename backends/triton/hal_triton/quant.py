@@ -53,13 +53,19 @@ class Coding(NamedTuple):
         return whole_rows(self.sizes[0] * self.sizes[2], max(columns, self.least))
 
     def bind(
-        self, of: str, plan: Rows, columns: int, strides: tuple[int, int], eps: float = 0.0
+        self,
+        of: str,
+        plan: Rows,
+        columns: int,
+        strides: tuple[int, int],
+        eps: float = 0.0,
+        experts: int = 0,
     ) -> Run:
         """A launch of the kernel for what ``of`` says of rows and residuals of these strides."""
         tiles = ceil_div(self.sizes[2], plan.several)
         least = int(self.static)  # A given scale is copied even if it has no codes.
         grid = max(self.sizes[0] * tiles, least), max(plan.grid[1], least), 1
-        numbers = columns, *strides, max(tiles, 1), *self.sizes[1:], eps
+        numbers = columns, *strides, max(tiles, 1), *self.sizes[1:], experts, eps
         group = plan.block if self.group is None else self.group
         shape = group, plan.several, plan.block, unit(columns, *strides)
         constants = of, largest(self.dtype), self.ue8m0, *shape
@@ -127,7 +133,7 @@ def _quantised(x: Tensor, into: Coding) -> Run:
     columns, (rows_in, rows, stride) = x.shape[-1], rows_like(x)
     plan = into.pieces(columns)
     if plan.several:
-        launch, rest = into.bind("x", plan, columns, (stride, 0)), (None,) * 4
+        launch, rest = into.bind("x", plan, columns, (stride, 0)), (None,) * 5
     else:
         how = (rows, 1, 1), (columns, stride), (largest(into.dtype), plan.block)
         launch, rest = kernels.quantise_long.bind(*how, plan.num_warps), ()

@@ -39,7 +39,7 @@ def silu_and_mul_quant(
 
     def run(x: Tensor, *, scale: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:
         q, made = into.codes(), into.scales()
-        launch(q, made, rows_in(x), None, None, None, scale)
+        launch(q, made, rows_in(x), None, None, None, scale, None)
         return q, made
 
     return run
@@ -112,7 +112,7 @@ def _norm(
         scale: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         q, made = into.codes(), into.scales()
-        launch(q, made, rows_in(x), weight_in(weight), residual_in(residual), total, scale)
+        launch(q, made, rows_in(x), weight_in(weight), residual_in(residual), total, scale, None)
         return q, made
 
     return run

@@ -64,6 +64,7 @@ def quantise(
     residual,
     total,
     given,
+    ids,
     columns: tl.int32,
     x_stride: tl.int64,
     residual_stride: tl.int64,
@@ -73,6 +74,7 @@ def quantise(
     scale_matrix: tl.int64,
     scale_row: tl.int64,
     scale_stride: tl.int64,
+    experts: tl.int32,
     eps: tl.float32,
     OF: tl.constexpr,
     LARGEST: tl.constexpr,
@@ -86,7 +88,8 @@ def quantise(
     """Codes of "x", of its "silu_and_mul" or "rms_norm", and the scale, or a copy of the given one.
 
     The rows of x are matrices of inner rows, of tiles of ROWS, with scales for room rows, the last
-    of which are padding. The norm is of whole rows, with residual and total as in ``rms_norm``.
+    of which are padding. With ids, a row is not there whose id is that of no expert. The norm is of
+    whole rows, with residual and total as in ``rms_norm``.
     """
     await_previous(PDL)
     KIND: tl.constexpr = q.dtype.element_ty
@@ -96,7 +99,11 @@ def quantise(
     row = (matrix * inner + within).to(tl.int64)
     first = tl.program_id(1) * BLOCK
     column = first + tl.arange(0, BLOCK)[None, :]
-    mask = (within < inner) & (column < columns)
+    there = within < inner
+    if ids is not None:
+        expert = tl.load(ids + row, there, -1)
+        there &= (expert >= 0) & (expert < experts)
+    mask = there & (column < columns)
     at = x + row * (x_stride // UNIT * UNIT) + column
     value = tl.load(at, mask, 0.0).to(tl.float32)
     if OF == "silu_and_mul":
@@ -122,9 +129,9 @@ def quantise(
         codes = encoded(grouped, made[:, :, None], KIND, LARGEST)
         tl.store(where, tl.reshape(codes, (ROWS, BLOCK)), mask)
         group = first // GROUP + tl.arange(0, GROUPS)[None, :]
-        kept = (within < inner) & (group * GROUP < columns)
+        kept = there & (group * GROUP < columns)
         if GROUP == BLOCK:  # A row without columns has a scale too.
-            kept = (within < inner) & (group == 0)
+            kept = there & (group == 0)
         to = scale + matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
         if scale.dtype.element_ty == tl.int32:
             exponent = tl.where(kept, exponent_above(made), 0)
