@@ -15,7 +15,7 @@ from hal_cuda.layout import UNIT
 from hal_triton import attention as triton
 from hal_triton.layout import ceil_div
 
-__all__ = ["varlen_attention", "varlen_attention_supports"]
+__all__ = ["attend", "by_cudnn", "varlen_attention", "varlen_attention_supports"]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _WIDEST = 128
@@ -125,16 +125,20 @@ def attend(
     """
     tokens, longest = q.shape[0], ceil_div(q.shape[0], _STEP) * _STEP
     values, broken = cleaned(v, longest)
-    heads_first = (
-        x.transpose(0, 1).unsqueeze(0) for x in (_padded(q, longest), _padded(k, longest), values)
-    )
+    out, sums = by_cudnn(_padded(q, longest), _padded(k, longest), values, scale)
+    out = out[:tokens].contiguous()
+    lse = finish(out, sums, starts)
+    spread(out, v, broken, starts)
+    return out, lse
+
+
+def by_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Out [tokens, heads, value_head_dim] and the logs of the sums [heads, tokens]."""
+    heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     result = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *heads_first, None, True, 0.0, True, False, scale=scale
     )
-    out = result[0].squeeze(0).transpose(0, 1)[:tokens].contiguous()
-    lse = finish(out, result[1].view(q.shape[1], longest), starts)
-    spread(out, v, broken, starts)
-    return out, lse
+    return result[0].squeeze(0).transpose(0, 1), result[1].view(q.shape[1], q.shape[0])
 
 
 def _padded(x: Tensor, longest: int) -> Tensor:

@@ -1,0 +1,72 @@
+"""What stands around the calls of NVIDIA's libraries, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hal_cuda import attention, matmul
+from hal_native.attention import varlen_attention
+from hal_native.matmul import scaled_mm
+
+INT8, F32, F16 = torch.int8, torch.float32, torch.float16
+
+
+@pytest.mark.parametrize("rows", [(5,), (2, 3), (40,)])
+@pytest.mark.parametrize("out_dtype", [F32, F16])
+def test_sums_of_integers_are_scaled(rows: tuple[int, ...], out_dtype: torch.dtype) -> None:
+    a, b = (torch.randint(-128, 128, (*shape, 64)).to(INT8) for shape in (rows, (32,)))
+    for by in (torch.rand(rows), torch.rand(64)[::2]), (torch.rand(1), torch.rand(1)):
+        for bias in (None, torch.randn(64)[::2].half()):
+            got = matmul.scaled_mm(a, b, *by, out_dtype=out_dtype, bias=bias)
+            want = scaled_mm(a, b, *by, out_dtype=out_dtype, bias=bias)
+            torch.testing.assert_close(got, want)
+
+
+def spreading(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Causal attention in which a NaN reaches all queries, and nothing to sum gives +inf."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).float() for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k) * (scale or q.shape[2] ** -0.5)
+    scores = scores.masked_fill(torch.ones(scores.shape[1:]).tril() == 0, -math.inf)
+    lse = scores.logsumexp(-1)
+    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(q.dtype)
+    return out, lse.where(~lse.isnan(), math.inf)
+
+
+@pytest.fixture(autouse=True)
+def _instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "by_cudnn", spreading)
+    monkeypatch.setattr(attention, "_STEP", 64)
+
+
+BROKEN = [(), ((20, 0, 2, math.nan),), ((3, 0, 1, math.inf), (4, 0, 1, -math.inf))]
+
+
+@pytest.mark.parametrize("sizes", [(70, 70, 4, 2, 16), (64, 50, 2, 1, 24), (130, 97, 3, 3, 8)])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_not_finite_reaches_the_queries_that_see_it(
+    sizes: tuple[int, ...], broken: tuple[tuple[int, int, int, float], ...]
+) -> None:
+    tokens, end, heads, kv_heads, width = sizes
+    q, k, v = (
+        torch.randn(tokens, count, size).half()
+        for count, size in ((heads, 16), (kv_heads, 16), (kv_heads, width))
+    )
+    for token, head, column, value in broken:
+        v[token, head, column] = value
+    q[7, 1] = math.nan if broken else 0.0
+    starts = torch.tensor([0, end], dtype=torch.int32)
+    got = attention.attend(q, k, v, starts, None)
+    want = varlen_attention(q, k, v, starts, starts, tokens, tokens, causal=True)
+    torch.testing.assert_close(got[0], want[0], atol=3e-3, rtol=3e-3, equal_nan=True)
+    torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+def test_padding_alone_gives_nothing() -> None:
+    q = torch.randn(5, 2, 8).half()
+    out, lse = attention.attend(q, q, q, torch.tensor([0, 0]), 0.5)
+    assert not out.any()
+    assert bool((lse == -math.inf).all())
