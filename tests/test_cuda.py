@@ -122,7 +122,7 @@ def test_what_fits_is_taken() -> None:
     assert block_call() is None
     assert gemv_call(shaped(3, 7), shaped(5, 7)) is None
     assert attention_call() is None
-    assert attention_call(scale=0.5) is None
+    assert attention_call(scale=0.5, causal=False) is None
 
 
 REFUSED = {
@@ -152,7 +152,6 @@ REFUSED = {
     "in float16 and bfloat16": lambda: attention_call(dtype=F32),
     "up to 128 columns": lambda: attention_call(width=136),
     "multiple of 8": lambda: attention_call(width=60),
-    "without a causal mask": lambda: attention_call(causal=False),
     "no window, softcap": lambda: attention_call(window=(3, -1)),
     "softcap or sinks": lambda: attention_call(softcap=1.0),
     "or sinks": lambda: attention_call(sinks=shaped(4, dtype=F32)),
@@ -208,14 +207,14 @@ def test_scales_of_blocks_lie_as_torch_describes(rows: tuple[int, ...], by_colum
 
 def test_without_a_measurement_the_portable_kernel_serves() -> None:
     assert not crossing.wins("fused_gemv", 4096, torch.ones(1))
-    assert set(crossing.ROWS[90]) <= set(OFFERED)
+    assert set(crossing.ROWS[90]) <= {*OFFERED, "cudnn", "flash"}
 
 
 @pytest.fixture
 def first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The libraries serve any number of rows."""
     arch = hal.device("cuda").arch or 0
-    monkeypatch.setattr(crossing, "ROWS", {arch: dict.fromkeys(OFFERED, 1)})
+    monkeypatch.setattr(crossing, "ROWS", {arch: dict.fromkeys((*OFFERED, "cudnn"), 1)})
 
 
 # Twice what rounding the result once makes of it, as the kit allows.
@@ -266,23 +265,48 @@ def test_cublas_multiplies_many_rows(dtype: torch.dtype, after: dict[str, Any]) 
     assert distance(got, gemv_reference.fused_gemv(*given, **options)) < GATES[dtype]
 
 
+def attended_alike(given: list[Tensor], starts: tuple[Tensor, Tensor], causal: bool) -> None:
+    """Require what hal_cuda gives to be what the reference gives in float32, NaN in place."""
+    rest = (*starts, len(given[0]), len(given[1]))
+    with hal.use("cuda"):
+        out, lse = hal.ops.varlen_attention(*given, *rest, causal=causal)
+    wide = (x.float() for x in given)
+    want = attention_reference.varlen_attention(*wide, *rest, causal=causal)
+    assert torch.equal(out.isnan(), want[0].isnan())
+    assert torch.equal(out.isinf(), want[0].isinf())
+    known = want[0].isfinite()
+    assert not want[0][known].any() or distance(out[known], want[0][known]) < GATES[out.dtype]
+    torch.testing.assert_close(lse, want[1], atol=1e-3, rtol=1e-4, equal_nan=True)
+
+
+def broken_inputs(dtype: torch.dtype, tokens: int, keys: int) -> list[Tensor]:
+    sizes = (tokens, 8), (keys, 2), (keys, 2)
+    given = [torch.randn(*size, 128, device="cuda").to(dtype) for size in sizes]
+    given[0][tokens // 3, 1, 5] = torch.nan
+    given[1][keys // 2, 1, 5] = torch.nan
+    given[2][keys - 1, 0, 3] = torch.inf
+    given[2][keys // 4, 1, 7] = torch.nan
+    return given
+
+
 @on_device
 @pytest.mark.usefixtures("first")
 @pytest.mark.parametrize("dtype", [BF16, F16])
 @pytest.mark.parametrize("tokens", [(1024, 1024), (1100, 1000), (70, 0)])
 def test_cudnn_attends(dtype: torch.dtype, tokens: tuple[int, int]) -> None:
-    count, end = tokens
-    given = [torch.randn(count, h, 128, device="cuda").to(dtype) for h in (8, 2, 2)]
-    for x in given if end > 700 else ():
-        x[600, 1, 5] = torch.nan
-    given[2][count - 1, 0, 3] = torch.inf
-    starts = torch.tensor([0, end], device="cuda", dtype=torch.int32)
-    with hal.use("cuda"):
-        out, lse = hal.ops.varlen_attention(*given, starts, starts, count, count, causal=True)
-    wide = [x.float() for x in given]
-    want = attention_reference.varlen_attention(*wide, starts, starts, count, count, causal=True)
-    assert torch.equal(out.isnan(), want[0].isnan())
-    assert torch.equal(out.isinf(), want[0].isinf())
-    known = want[0].isfinite()
-    assert distance(out[known], want[0][known]) < GATES[dtype] or not want[0][known].any()
-    torch.testing.assert_close(lse, want[1], atol=1e-3, rtol=1e-4, equal_nan=True)
+    starts = torch.tensor([0, tokens[1]], device="cuda", dtype=torch.int32)
+    attended_alike(broken_inputs(dtype, tokens[0], tokens[0]), (starts, starts), causal=True)
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attends(
+    dtype: torch.dtype, index: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crossing, "ROWS", {hal.device("cuda").arch or 0: {"flash": 1}})
+    # More queries than keys, none of either, and padding.
+    starts = torch.tensor([[0, 300, 300, 340, 343], [0, 200, 210, 210, 600]], device="cuda")
+    lie = starts[0].to(index), starts[1].to(index)
+    attended_alike(broken_inputs(dtype, 350, 620), lie, causal=causal)

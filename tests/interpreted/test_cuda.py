@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,19 +27,20 @@ def test_sums_of_integers_are_scaled(rows: tuple[int, ...], out_dtype: torch.dty
             torch.testing.assert_close(got, want)
 
 
-def spreading(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Causal attention in which a NaN reaches all queries, and nothing to sum gives +inf."""
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).float() for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q.float(), k) * (scale or q.shape[2] ** -0.5)
-    scores = scores.masked_fill(torch.ones(scores.shape[1:]).tril() == 0, -math.inf)
-    lse = scores.logsumexp(-1)
-    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(q.dtype)
-    return out, lse.where(~lse.isnan(), math.inf)
+def spreading(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """A fused attention of which a NaN reaches all queries, and nothing to sum gives +inf."""
+    options = {"causal": True, "scale": rest[-1]}
+    starts = torch.tensor([0, len(q)]), torch.tensor([0, len(k)])
+    if len(rest) > 1:
+        starts, options["causal"] = rest[:2], rest[3]
+    out, lse = varlen_attention(q, k, v, *starts, len(q), len(k), **options)
+    return out + v.sum() * 0, lse.where(lse.isfinite(), math.inf).T.contiguous()
 
 
 @pytest.fixture(autouse=True)
 def _instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "by_cudnn", spreading)
+    monkeypatch.setattr(attention, "by_flash", spreading)
     monkeypatch.setattr(attention, "_STEP", 64)
 
 
@@ -70,3 +72,16 @@ def test_padding_alone_gives_nothing() -> None:
     out, lse = attention.attend(q, q, q, torch.tensor([0, 0]), 0.5)
     assert not out.any()
     assert bool((lse == -math.inf).all())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_sequences_keep_what_is_not_finite(causal: bool, index: torch.dtype) -> None:
+    starts = torch.tensor([[0, 40, 40, 60, 63], [0, 30, 35, 35, 90]]).to(index)
+    q, k, v = (torch.randn(count, heads, 16).half() for count, heads in ((66, 4), (95, 2), (95, 2)))
+    for token, value in (4, math.nan), (70, math.inf), (80, -math.inf), (93, math.nan):
+        v[token, token % 2, token % 16] = value
+    got = attention.flash(q, k, v, *starts, 40, 55, causal=causal)
+    want = varlen_attention(q, k, v, *starts, 40, 55, causal=causal)
+    torch.testing.assert_close(got[0], want[0], atol=3e-3, rtol=3e-3, equal_nan=True)
+    torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4, equal_nan=True)

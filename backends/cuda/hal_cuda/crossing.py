@@ -15,15 +15,18 @@ ROWS: Mapping[int, Mapping[str, int]] = {
     90: {
         "block_scaled_mm": 64,
         "fused_gemv": 64,
-        "varlen_attention": 2048,
+        "cudnn": 2048,
     },
 }
-"""By compute capability and op: the least number of rows. What is not here is never chosen."""
+"""By compute capability and op, or library, the least number of rows; without one it is not chosen.
+
+Queries of one sequence for "cudnn", those of each on average for "flash".
+"""
 
 
-def wins(op: str, rows: int, like: Tensor) -> bool:
+def wins(what: str, rows: int, like: Tensor) -> bool:
     """Whether so many rows are enough on the device of a tensor."""
-    first = ROWS.get(hal.device(like).arch or 0, {}).get(op)
+    first = ROWS.get(hal.device(like).arch or 0, {}).get(what)
     return first is not None and rows >= first
 
 
