@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from hal_native import matmul as reference
 if importlib.util.find_spec("triton") is None:
     pytest.skip("hal_cuda's kernels need Triton", allow_module_level=True)
 
-from hal_cuda import attention, crossing, gemv, matmul
+from hal_cuda import attention, crossing, deep_gemm, gemv, matmul
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -73,7 +76,7 @@ def test_kernels_have_the_signature_of_the_op(op: str) -> None:
 @of_torch
 @pytest.mark.parametrize("op", OFFERED)
 def test_what_was_measured_on_a_device_is_offered_there(op: str) -> None:
-    kernel = getattr(hal_cuda, op)(HOPPER)
+    kernel = getattr(hal_cuda, op)(HOPPER)[0]
     assert kernel.fn is OFFERED[op]
     assert kernel.graph_safe
     assert not kernel.batch_invariant
@@ -82,7 +85,7 @@ def test_what_was_measured_on_a_device_is_offered_there(op: str) -> None:
 @pytest.mark.parametrize("op", OFFERED)
 @pytest.mark.parametrize("arch", [None, 80])
 def test_nothing_is_offered_elsewhere(op: str, arch: int | None) -> None:
-    assert getattr(hal_cuda, op)(hal.Device("cuda", 0, arch=arch)) is None
+    assert getattr(hal_cuda, op)(hal.Device("cuda", 0, arch=arch)) == []
 
 
 def scaled_call(
@@ -156,6 +159,9 @@ REFUSED = {
     "softcap or sinks": lambda: attention_call(softcap=1.0),
     "or sinks": lambda: attention_call(sinks=shaped(4, dtype=F32)),
     "before it scales": lambda: attention_call(scale=-1.0),
+    "values as wide as keys": lambda: attention.flash_supports(
+        shaped(9, 4, 64), shaped(9, 2, 64), shaped(9, 2, 72)
+    ),
     "begin at multiples": lambda: attention_call(q=shaped(9, 4, 68)[..., :64]),
 }
 
@@ -208,6 +214,56 @@ def test_scales_of_blocks_lie_as_torch_describes(rows: tuple[int, ...], by_colum
 def test_without_a_measurement_the_portable_kernel_serves() -> None:
     assert not crossing.wins("fused_gemv", 4096, torch.ones(1))
     assert set(crossing.ROWS[90]) <= {*OFFERED, "cudnn", "flash"}
+
+
+def test_others_are_for_who_names_them() -> None:
+    first, second = hal_cuda.varlen_attention(HOPPER)
+    starts = shaped(2, dtype=torch.int32)
+    for q in (shaped(9, 4, 64), shaped(9, 4, 64, dtype=F32), shaped(9, 4, 136)):
+        given = q, q[:, :2], q[:, :2], starts, starts, 9, 9
+        assert first.supports(*given) == second.supports(*given)
+    assert (first.name, second.name) == ("torch", "flash")
+
+
+class DeepGemm(ModuleType):
+    """What of the library is called, with its signature."""
+
+    def fp8_gemm_nt(
+        self,
+        a: tuple[Tensor, Tensor],
+        b: tuple[Tensor, Tensor],
+        d: Tensor,
+        c: Tensor | None = None,
+        recipe: tuple[int, int, int] | None = None,
+        compiled_dims: str = "nk",
+        disable_ue8m0_cast: bool = False,
+    ) -> None:
+        """``a`` and ``b`` with a scale for each block, fp32 as they are."""
+        assert disable_ue8m0_cast
+        assert all(part.is_contiguous() for part in (*a, *b, d))
+        d.copy_(reference.block_scaled_mm(a[0], b[0], a[1], b[1], out_dtype=d.dtype))
+
+
+@pytest.mark.parametrize("rows", [(3,), (2, 2), (0,), ()])
+def test_deep_gemm_is_called_as_it_wants(
+    rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deep_gemm", DeepGemm("deep_gemm"))
+    a, b = codes(*rows, 530)[..., 3:515], codes(128, 512)
+    by = scales(*rows, 8)[..., ::2], scales(1, 4)
+    got = deep_gemm.block_scaled_mm(a, b, *by, out_dtype=BF16)
+    assert torch.equal(got, reference.block_scaled_mm(a, b, *by, out_dtype=BF16))
+
+
+def test_deep_gemm_is_offered_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep_gemm.py").write_text("raise ImportError")  # It is not imported yet.
+    before = hal_cuda.block_scaled_mm(HOPPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    after = hal_cuda.block_scaled_mm(HOPPER)
+    assert [k.name for k in after] == [*(k.name for k in before), "deep_gemm"]
+    assert after[-1].supports is matmul.block_scaled_mm_supports
 
 
 @pytest.fixture
@@ -265,10 +321,12 @@ def test_cublas_multiplies_many_rows(dtype: torch.dtype, after: dict[str, Any]) 
     assert distance(got, gemv_reference.fused_gemv(*given, **options)) < GATES[dtype]
 
 
-def attended_alike(given: list[Tensor], starts: tuple[Tensor, Tensor], causal: bool) -> None:
+def attended_alike(
+    given: list[Tensor], starts: tuple[Tensor, Tensor], causal: bool, kernel: str = "cuda"
+) -> None:
     """Require what hal_cuda gives to be what the reference gives in float32, NaN in place."""
     rest = (*starts, len(given[0]), len(given[1]))
-    with hal.use("cuda"):
+    with hal.use(kernel):
         out, lse = hal.ops.varlen_attention(*given, *rest, causal=causal)
     wide = (x.float() for x in given)
     want = attention_reference.varlen_attention(*wide, *rest, causal=causal)
@@ -302,11 +360,8 @@ def test_cudnn_attends(dtype: torch.dtype, tokens: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", [BF16, F16])
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 @pytest.mark.parametrize("causal", [False, True])
-def test_flash_attends(
-    dtype: torch.dtype, index: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crossing, "ROWS", {hal.device("cuda").arch or 0: {"flash": 1}})
+def test_flash_attends(dtype: torch.dtype, index: torch.dtype, causal: bool) -> None:
     # More queries than keys, none of either, and padding.
     starts = torch.tensor([[0, 300, 300, 340, 343], [0, 200, 210, 210, 600]], device="cuda")
     lie = starts[0].to(index), starts[1].to(index)
-    attended_alike(broken_inputs(dtype, 350, 620), lie, causal=causal)
+    attended_alike(broken_inputs(dtype, 350, 620), lie, causal, "cuda:flash")

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hal_cuda import attention, matmul
+from hal import prepared
+from hal_cuda import attention, gemv, matmul
+from hal_native.activation import silu_and_mul
 from hal_native.attention import varlen_attention
 from hal_native.matmul import scaled_mm
 
@@ -85,3 +87,29 @@ def test_sequences_keep_what_is_not_finite(causal: bool, index: torch.dtype) -> 
     want = varlen_attention(q, k, v, *starts, 40, 55, causal=causal)
     torch.testing.assert_close(got[0], want[0], atol=3e-3, rtol=3e-3, equal_nan=True)
     torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("flash", [False, True])
+def test_which_serves(
+    sequences: int, same: bool, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"cudnn": 64, "flash": 64} if flash else {"cudnn": 64}
+    asked = "wins", lambda what, rows, like: rows >= named.get(what, rows + 1)
+    monkeypatch.setattr(attention, *asked)
+    served: list[str] = []
+    for name in ("attend", "flash"):
+        monkeypatch.setattr(attention, name, lambda *_, name=name, **__: served.append(name))
+    q, v = torch.randn(128, 2, 16).half(), torch.randn(128, 2, 16).half()
+    starts = torch.linspace(0, 128, sequences + 1).int()
+    others = starts if same else starts.clone()
+    assert isinstance(attention.varlen_attention, prepared)
+    attention.varlen_attention(q, q, v, starts, others, 128, 128, causal=True)
+    alone = sequences == 1 and same
+    assert served == (["attend"] if alone else ["flash"] if flash else [])
+
+
+def test_a_product_in_float32_is_gated_and_rounded_once() -> None:
+    product = torch.randn(5, 64)
+    torch.testing.assert_close(gemv._gated(product, F16), silu_and_mul(product).half())

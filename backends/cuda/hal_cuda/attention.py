@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +12,17 @@ from torch import Tensor
 from hal import prepared
 from hal_cuda.crossing import portable, wins
 from hal_cuda.kernels.attention import cleaned, finish, spread
-from hal_cuda.layout import UNIT
+from hal_cuda.layout import begin_aligned
 from hal_triton import attention as triton
 from hal_triton.layout import ceil_div
 
-__all__ = ["attend", "flash", "varlen_attention", "varlen_attention_supports"]
+__all__ = [
+    "attend",
+    "flash",
+    "flash_supports",
+    "varlen_attention",
+    "varlen_attention_supports",
+]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _WIDEST = 128
@@ -50,18 +57,16 @@ def varlen_attention(
     options = {"scale": scale, "causal": causal, "window": window, "softcap": softcap}
     otherwise = portable(triton.varlen_attention, *given, **options, sinks=sinks)
     sequences, square = max(cu_seqlens_q.shape[0] - 1, 1), q.shape[0] == k.shape[0]
-    alone = causal and square and sequences == 1 and wins("cudnn", q.shape[0], q)
-    many = v.shape == k.shape and k.numel() > 0 and wins("flash", q.shape[0] // sequences, q)
-    if not (alone or many):
+    if q.shape[2] == v.shape[2] and wins("flash", q.shape[0] // sequences, q):
+        otherwise = flash
+    if not (causal and square and sequences == 1 and wins("cudnn", q.shape[0], q)):
         return otherwise
 
     def run(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
         q, k, v, starts, others, *_ = given
-        if q.data_ptr() % UNIT or k.data_ptr() % UNIT:
-            return otherwise(*given, **options)
-        if alone and _same(starts, others):
+        if _same(starts, others):
             return attend(q, k, v, starts, scale)
-        return (flash if many else otherwise)(*given, **options)
+        return otherwise(*given, **options)
 
     return run
 
@@ -94,6 +99,12 @@ def varlen_attention_supports(
     return None
 
 
+def flash_supports(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> str | None:
+    if q.shape[2] != v.shape[2]:
+        return "flash attention takes values as wide as keys"
+    return varlen_attention_supports(q, k, v, *args, **kwargs)
+
+
 def _fits(x: Tensor) -> bool:
     """Whether the strides [tokens, heads, columns] are as fused attention takes them."""
     token, head, column = x.stride()
@@ -119,7 +130,8 @@ def attend(
     """
     tokens, longest = q.shape[0], ceil_div(q.shape[0], _STEP) * _STEP
     values, broken = cleaned(v, longest)
-    out, sums = by_cudnn(_padded(q, longest), _padded(k, longest), values, scale)
+    q, k = (_padded(begin_aligned(x), longest) for x in (q, k))
+    out, sums = by_cudnn(q, k, values, scale)
     out = out[:tokens].contiguous()
     lse = finish(out, sums, starts)
     spread(out, v, broken, starts, starts, causal=True)
@@ -137,10 +149,19 @@ def flash(
     *,
     scale: float | None = None,
     causal: bool = False,
-    **options: Any,
+    window: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """By what serves torch's flash attention, which is the third one where torch was told so."""
+    """By what serves torch's flash attention: the second one, or what torch was told to use.
+
+    ``torch.nn.attention.activate_flash_attention_impl("FA3")`` is how it is told.
+    """
+    if not (q.numel() and k.numel()):
+        lse = q.new_full(q.shape[:2], -math.inf, dtype=torch.float32)
+        return q.new_zeros((*q.shape[:2], v.shape[2])), lse
     values, broken = cleaned(v, v.shape[0])
+    q, k = begin_aligned(q), begin_aligned(k)
     of_q, of_k = (x.to(torch.int32).contiguous() for x in (cu_seqlens_q, cu_seqlens_k))
     out, sums = by_flash(q, k, values, of_q, of_k, (max_seqlen_q, max_seqlen_k), causal, scale)
     lse = finish(out, sums, of_q)
