@@ -212,8 +212,8 @@ def test_scales_of_blocks_lie_as_torch_describes(rows: tuple[int, ...], by_colum
 
 
 def test_without_a_measurement_the_portable_kernel_serves() -> None:
-    assert not crossing.wins("fused_gemv", 4096, torch.ones(1))
-    assert set(crossing.ROWS[90]) <= {*OFFERED, "cudnn", "flash"}
+    assert not crossing.wins("linear", 4096, torch.ones(1))
+    assert set(crossing.ROWS[90]) <= set(crossing.LIBRARIES)
 
 
 def test_others_are_for_who_names_them() -> None:
@@ -270,7 +270,9 @@ def test_deep_gemm_is_offered_where_it_is_installed(
 def first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The libraries serve any number of rows."""
     arch = hal.device("cuda").arch or 0
-    monkeypatch.setattr(crossing, "ROWS", {arch: dict.fromkeys((*OFFERED, "cudnn"), 1)})
+    monkeypatch.setattr(
+        crossing, "ROWS", {arch: dict.fromkeys(set(crossing.LIBRARIES) - {"flash"}, 1)}
+    )
 
 
 # Twice what rounding the result once makes of it, as the kit allows.

@@ -9,19 +9,24 @@ from torch import Tensor
 
 import hal
 
-__all__ = ["ROWS", "portable", "wins"]
+__all__ = ["LIBRARIES", "ROWS", "portable", "wins"]
 
 ROWS: Mapping[int, Mapping[str, int]] = {
     90: {
         "block_scaled_mm": 64,
-        "fused_gemv": 64,
+        "linear": 64,
+        "linear and more": 64,
         "cudnn": 2048,
     },
 }
-"""By compute capability and op, or library, the least number of rows; without one it is not chosen.
+"""By compute capability, the least number of rows; a library without one is not chosen.
 
-Queries of one sequence for "cudnn", those of each on average for "flash".
+"linear" is ``fused_gemv`` in 16 bits, with what follows it or without; "cudnn" and "flash" are
+``varlen_attention``, with the queries of one sequence, or those of each on average.
 """
+
+LIBRARIES = ("block_scaled_mm", "linear", "linear and more", "cudnn", "flash")
+"""What may have a number of rows."""
 
 
 def wins(what: str, rows: int, like: Tensor) -> bool:

@@ -35,13 +35,16 @@ def fused_gemv(
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Callable[..., Any]:
-    if not wins("fused_gemv", x.shape[:-1].numel(), x):
-        scales = {"x_scale": x_scale, "weight_scale": weight_scale}
-        after = {"activation": activation, "norm_weight": norm_weight, "eps": eps}
-        return portable(triton.fused_gemv, x, weight, **scales, **after)
+    rows, follows = x.shape[:-1].numel(), activation is not None or norm_weight is not None
     if x_scale is not None:
-        return _of_blocks
-    return _linear if activation is None and norm_weight is None else _followed
+        what, by_cublas = "block_scaled_mm", _of_blocks
+    else:
+        what, by_cublas = ("linear and more", _followed) if follows else ("linear", _linear)
+    if wins(what, rows, x):
+        return by_cublas
+    scales = {"x_scale": x_scale, "weight_scale": weight_scale}
+    after = {"activation": activation, "norm_weight": norm_weight, "eps": eps}
+    return portable(triton.fused_gemv, x, weight, **scales, **after)
 
 
 def fused_gemv_supports(
