@@ -131,7 +131,7 @@ def line(op: str, shape: str, rows: int, make: Make) -> None:
 def main() -> None:
     wanted = sys.argv[1:]
     device = hal.device("cuda")
-    every = ("block_scaled_mm", "fused_gemv", "varlen_attention")
+    every = set(crossing.LIBRARIES) - {"flash"}
     crossing.ROWS = {device.arch or 0: dict.fromkeys(every, 1)}
     print(device.name, torch.__version__)
     for op, shape, sizes, make in (*products(), *attentions()):

@@ -53,6 +53,7 @@ class Graph:
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls  # They hold the memory that the graph reads.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

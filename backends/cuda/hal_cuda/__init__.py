@@ -1,4 +1,9 @@
-"""What is particular to NVIDIA's devices: facts, capabilities, and kernels that only they have."""
+"""What is particular to NVIDIA's devices: facts, capabilities, and kernels of their libraries.
+
+Not offered, and why: ``fused_experts`` by torch's grouped product, which rounds gate, up and parts
+to bfloat16 where the op rounds once (a relative norm of 3.7e-3; 2.5e-3 is allowed); cuDNN for
+ragged sequences, which torch has plan anew at each call.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +57,24 @@ def hal_late_copy(device: Device) -> Callable[[Tensor, Tensor], None] | None:
     return copy
 
 
-_FAMILIES = {
-    "matmul": ("scaled_mm", "block_scaled_mm"),
-    "gemv": ("fused_gemv",),
-    "attention": ("varlen_attention",),
+_KERNELS = {
+    "scaled_mm": ("torch",),
+    "block_scaled_mm": ("torch", "deep_gemm"),
+    "fused_gemv": ("torch",),
+    "varlen_attention": ("torch", "flash"),
 }
+"""Those of each op. Only the first is ever chosen, as the others want the same of arguments, or
+more: they are for who names them, as in ``hal.use(varlen_attention="cuda:flash")``."""
+
+_PLACES = {
+    "scaled_mm": ("matmul", "scaled_mm"),
+    "block_scaled_mm": ("matmul", "block_scaled_mm"),
+    "fused_gemv": ("gemv", "fused_gemv"),
+    "varlen_attention": ("attention", "varlen_attention"),
+    "deep_gemm": ("deep_gemm", "block_scaled_mm"),
+    "flash": ("attention", "flash"),
+}
+"""Module and function, by kernel or else by op."""
 
 _SINCE = {"scaled_mm": 89}
 """The least compute capability; that of the others is the one where they were measured."""
@@ -66,30 +84,36 @@ _MEASURED = 90
 def _serves(op: str, device: Device) -> bool:
     if device.arch is None or importlib.util.find_spec("triton") is None:
         return False
-    fits = device.arch >= _SINCE[op] if op in _SINCE else device.arch == _MEASURED
+    return device.arch >= _SINCE[op] if op in _SINCE else device.arch == _MEASURED
+
+
+def _there(op: str, name: str) -> bool:
+    """Whether a kernel's library is there, and knows of the op."""
+    if name == "deep_gemm":
+        return importlib.util.find_spec("deep_gemm") is not None
     if op == "block_scaled_mm":
         from torch.nn import functional
 
-        fits = fits and hasattr(functional, "scaled_mm")  # Since torch 2.10.
-    return fits
+        return hasattr(functional, "scaled_mm")  # Since torch 2.10.
+    return True
 
 
-def _offer(op: str, family: str) -> object:
-    def hook(device: Device) -> Kernel | None:
-        if not _serves(op, device):
-            return None
-        module = importlib.import_module(f"hal_cuda.{family}")
-        return Kernel(
-            fn=getattr(module, op),
-            supports=getattr(module, f"{op}_supports"),
-            name="torch",
-            graph_safe=True,
-            # Of cuBLAS that holds as torch calls it, with memory of its own for each stream.
-            deterministic=True,
-        )
+def _kernel(op: str, name: str) -> Kernel:
+    place, function = _PLACES.get(name) or _PLACES[op]
+    module = importlib.import_module(f"hal_cuda.{place}")
+    # That cuBLAS is deterministic holds as torch calls it, with memory of its own for each stream.
+    known = name != "deep_gemm"
+    supports = getattr(module, f"{function}_supports")
+    fn = getattr(module, function)
+    return Kernel(fn=fn, supports=supports, name=name, graph_safe=known, deterministic=known)
+
+
+def _offer(op: str, names: tuple[str, ...]) -> object:
+    def hook(device: Device) -> list[Kernel]:
+        there = names if _serves(op, device) else ()
+        return [_kernel(op, name) for name in there if _there(op, name)]
 
     return hookimpl(hook)
 
 
-for _family, _ops in _FAMILIES.items():
-    globals().update({op: _offer(op, _family) for op in _ops})
+globals().update({op: _offer(op, names) for op, names in _KERNELS.items()})

@@ -9,21 +9,29 @@ from torch import Tensor
 
 import hal
 
-__all__ = ["ROWS", "portable", "wins"]
+__all__ = ["LIBRARIES", "ROWS", "portable", "wins"]
 
 ROWS: Mapping[int, Mapping[str, int]] = {
     90: {
         "block_scaled_mm": 64,
-        "fused_gemv": 64,
-        "varlen_attention": 2048,
+        "linear": 64,
+        "linear and more": 64,
+        "cudnn": 2048,
     },
 }
-"""By compute capability and op: the least number of rows. What is not here is never chosen."""
+"""By compute capability, the least number of rows; a library without one is not chosen.
+
+"linear" is ``fused_gemv`` in 16 bits, with what follows it or without; "cudnn" and "flash" are
+``varlen_attention``, with the queries of one sequence, or those of each on average.
+"""
+
+LIBRARIES = ("block_scaled_mm", "linear", "linear and more", "cudnn", "flash")
+"""What may have a number of rows."""
 
 
-def wins(op: str, rows: int, like: Tensor) -> bool:
+def wins(what: str, rows: int, like: Tensor) -> bool:
     """Whether so many rows are enough on the device of a tensor."""
-    first = ROWS.get(hal.device(like).arch or 0, {}).get(op)
+    first = ROWS.get(hal.device(like).arch or 0, {}).get(what)
     return first is not None and rows >= first
 
 

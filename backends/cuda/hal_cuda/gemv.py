@@ -14,10 +14,12 @@ from hal_cuda.crossing import portable, wins
 from hal_cuda.matmul import blocks_product, blocks_refused
 from hal_triton import gemv as triton
 from hal_triton.kernels.activation import gate_and_mul
-from hal_triton.layout import tile, unit
+from hal_triton.layout import empty, tile, unit
 from hal_triton.norm import normed
 
 __all__ = ["fused_gemv", "fused_gemv_supports"]
+
+Run = Callable[..., Any]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _WIDE = "dtype" in torch.ops.aten.mm.overloads()
@@ -34,14 +36,16 @@ def fused_gemv(
     activation: str | None = None,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
-) -> Callable[..., Any]:
-    if not wins("fused_gemv", x.shape[:-1].numel(), x):
-        scales = {"x_scale": x_scale, "weight_scale": weight_scale}
-        after = {"activation": activation, "norm_weight": norm_weight, "eps": eps}
-        return portable(triton.fused_gemv, x, weight, **scales, **after)
-    if x_scale is not None:
-        return _of_blocks
-    return _linear if activation is None and norm_weight is None else _followed
+) -> Run:
+    rows, follows = x.shape[:-1].numel(), activation is not None or norm_weight is not None
+    what = "linear and more" if follows else "linear"
+    if wins("block_scaled_mm" if x_scale is not None else what, rows, x):
+        if x_scale is not None:
+            return _of_blocks
+        return _followed(x, weight, activation, norm_weight, eps) if follows else _linear
+    scales = {"x_scale": x_scale, "weight_scale": weight_scale}
+    after = {"activation": activation, "norm_weight": norm_weight, "eps": eps}
+    return portable(triton.fused_gemv, x, weight, **scales, **after)
 
 
 def fused_gemv_supports(
@@ -74,27 +78,30 @@ def _linear(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
 
 
 def _followed(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    activation: str | None,
-    norm_weight: Tensor | None,
-    eps: float,
-    **options: Any,
-) -> Tensor:
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    product = torch.mm(rows, weight.t(), out_dtype=torch.float32)
-    if activation is None:
-        result = normed(product, norm_weight, eps, x.dtype)
+    x: Tensor, weight: Tensor, activation: str | None, norm_weight: Tensor | None, eps: float
+) -> Run:
+    rows, (outs, columns), made = x.shape[:-1].numel(), weight.shape, x.shape[:-1]
+    if norm_weight is None:
+        after = _gated(x, rows, outs // 2)
     else:
-        result = _gated(product, x.dtype)
-    return result.view(*x.shape[:-1], result.shape[-1])
+        after = normed((rows, outs), norm_weight, eps, x.dtype)
+
+    def run(x: Tensor, weight: Tensor, *, norm_weight: Tensor | None = None, **_: Any) -> Tensor:
+        product = torch.mm(x.reshape(rows, columns), weight.t(), out_dtype=torch.float32)
+        return after(product, norm_weight).view(*made, -1)
+
+    return run
 
 
-def _gated(product: Tensor, dtype: torch.dtype) -> Tensor:
-    rows, columns = product.shape[0], product.shape[1] // 2
-    out = product.new_empty((rows, columns), dtype=dtype)
-    grid, shape, num_warps = tile(rows, columns)
+def _gated(x: Tensor, rows: int, columns: int) -> Run:
+    """What makes [rows, columns] of the dtype of ``x`` of products in float32, gates first."""
+    made, (grid, shape, num_warps) = empty((rows, columns), x), tile(rows, columns)
     constants = "silu", *shape, unit(columns, 2 * columns)
-    gate_and_mul(grid, (out, product), (rows, columns, 2 * columns), constants, num_warps)
-    return out
+    launch = gate_and_mul.bind(grid, (rows, columns, 2 * columns), constants, num_warps)
+
+    def run(product: Tensor, norm_weight: None) -> Tensor:
+        out = made()
+        launch(out, product)
+        return out
+
+    return run

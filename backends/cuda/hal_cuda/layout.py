@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["aligned", "as_rows", "together"]
+__all__ = ["aligned", "as_rows", "begin_aligned", "together"]
 
 UNIT = 16
 """Bytes that tensor cores load at once."""
@@ -24,11 +24,15 @@ def aligned(x: Tensor) -> Tensor:
     """A matrix whose rows are contiguous and begin at multiples of 16 bytes; a copy if need be."""
     stride = x.stride(0)
     lies = x.stride(1) == 1 and stride >= x.shape[1] and stride * x.itemsize % UNIT == 0
-    whole = lies and x.data_ptr() % UNIT == 0
-    return x if whole else x.clone(memory_format=torch.contiguous_format)
+    return begin_aligned(x) if lies else x.clone(memory_format=torch.contiguous_format)
+
+
+def begin_aligned(x: Tensor) -> Tensor:
+    """A tensor that begins at a multiple of 16 bytes; a contiguous copy if need be."""
+    aligned = x.data_ptr() % UNIT == 0
+    return x if aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def together(x: Tensor) -> Tensor:
     """A vector whose elements lie side by side from a multiple of 16 bytes on."""
-    x = x.contiguous()
-    return x if x.data_ptr() % UNIT == 0 else x.clone()
+    return begin_aligned(x.contiguous())

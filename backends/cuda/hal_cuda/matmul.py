@@ -90,7 +90,7 @@ def _of_floats(
     if a_scale.numel() > 1 or b_scale.numel() > 1:
         # Scales are of one kind: both for the whole, or both for each row.
         a_scale, b_scale = a_scale.expand(a.shape[0], 1), b_scale.expand(1, b.shape[0])
-    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         a,
         b.t(),
         together(a_scale),
@@ -112,7 +112,7 @@ def _of_integers(
     rows, columns = a.shape[0], b.shape[0]
     if rows < _FEWEST:
         a = torch.cat((a, a.new_zeros((_FEWEST - rows, a.shape[1]))))
-    sums = torch._int_mm(a, b.t())  # pyright: ignore[reportPrivateImportUsage]
+    sums = torch._int_mm(a, b.t())  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     out = sums.new_empty((rows, columns), dtype=out_dtype)
     scale_sums(out, sums, a_scale, b_scale, bias)
     return out

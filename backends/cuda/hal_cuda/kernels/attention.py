@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
 from hal_triton.launch import launcher, next_power_of_2
@@ -51,7 +52,7 @@ def _finish(
     heads: tl.int32,
     width: tl.int32,
     head_stride: tl.int64,
-    start_stride: tl.int64,
+    last: tl.int64,
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -59,7 +60,7 @@ def _finish(
     first = tl.program_id(0) * ROWS
     row = (first + tl.arange(0, ROWS))[:, None].to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[None, :]
-    end = tl.load(starts + start_stride)
+    end = tl.load(starts + last)
     mask = (row < tokens) & (head < heads)
     known = tl.load(given + head * head_stride + row, mask, 0.0)
     value = tl.load(out + (row * heads + head) * width, mask, 0.0).to(tl.float32)
@@ -83,39 +84,59 @@ def _spread(
     out,
     v,
     broken,
-    starts,
+    starts_q,
+    starts_k,
     blocks: tl.int32,
     heads: tl.int32,
     group: tl.int32,
     width: tl.int32,
     token_stride: tl.int64,
     head_stride: tl.int64,
-    start_stride: tl.int64,
+    q_stride: tl.int64,
+    k_stride: tl.int64,
+    CAUSAL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     SEEN: tl.constexpr,
 ):
-    head = tl.program_id(0)
+    sequence, head = tl.program_id(0), tl.program_id(1)
     found = tl.zeros((SEEN,), tl.int32)
     for i in range(0, blocks, SEEN):
         place = i + tl.arange(0, SEEN)
         found = tl.maximum(found, tl.load(broken + head * blocks + place, place < blocks, 0))
     if tl.max(found, 0) > 0:
-        end = tl.load(starts + start_stride).to(tl.int32)
+        q_first = tl.load(starts_q + sequence * q_stride).to(tl.int64)
+        queries = tl.load(starts_q + (sequence + 1) * q_stride).to(tl.int64) - q_first
+        k_first = tl.load(starts_k + sequence * k_stride).to(tl.int64)
+        keys = (tl.load(starts_k + (sequence + 1) * k_stride).to(tl.int64) - k_first).to(tl.int32)
         column = tl.arange(0, BLOCK)[None, :]
         total = tl.zeros((BLOCK,), tl.float32)
-        for first in range(0, end, ROWS):
-            row = (first + tl.arange(0, ROWS))[:, None].to(tl.int64)
-            mask = (row < end) & (column < width)
-            x = tl.load(v + row * token_stride + head * head_stride + column, mask, 0.0)
-            x = x.to(tl.float32)
+        for first in range(0, keys, ROWS):
+            key = (first + tl.arange(0, ROWS))[:, None].to(tl.int64)
+            at = v + (k_first + key) * token_stride + head * head_stride + column
+            x = tl.load(at, (key < keys) & (column < width), 0.0).to(tl.float32)
             x = tl.where(tl.abs(x) < float("inf"), 0.0, x)
-            seen = tl.cumsum(x, 0) + total[None, :]
+            if CAUSAL:
+                # The last query stands at the last key.
+                query = key + queries - keys
+                mask = (query >= 0) & (key < keys) & (column < width)
+                seen = tl.cumsum(x, 0) + total[None, :]
+                _add(out, seen, q_first + query, head * group, group, heads, width, column, mask)
             total += tl.sum(x, 0)
-            for member in range(group):
-                at = out + (row * heads + head * group + member) * width + column
-                sums = tl.load(at, mask, 0.0).to(tl.float32) + seen
-                tl.store(at, sums.to(out.dtype.element_ty), mask)
+        if not CAUSAL:
+            for first in range(0, queries.to(tl.int32), ROWS):
+                query = (first + tl.arange(0, ROWS))[:, None].to(tl.int64)
+                mask = (query < queries) & (column < width)
+                seen = tl.zeros((ROWS, BLOCK), tl.float32) + total[None, :]
+                _add(out, seen, q_first + query, head * group, group, heads, width, column, mask)
+
+
+@triton.jit
+def _add(out, x, row, head, group, heads, width, column, mask):
+    for member in range(group):
+        at = out + (row * heads + head + member) * width + column
+        sums = tl.load(at, mask, 0.0).to(tl.float32) + x
+        tl.store(at, sums.to(out.dtype.element_ty), mask)
 
 
 def cleaned(v, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,26 +165,26 @@ def finish(out, given, starts) -> torch.Tensor:
     Args:
         out: Overwritten where there is padding.
         given: [heads, tokens or more], float32, as a library returns them.
-        starts: [2]: 0, and the number of tokens that are no padding.
+        starts: [sequences + 1], the last of which is the number of tokens that are no padding.
     """
     tokens, heads, width = out.shape
     lse = given.new_empty((tokens, heads))
-    numbers = tokens, heads, width, given.stride(0), starts.stride(0)
+    last = (starts.shape[0] - 1) * starts.stride(0)
+    numbers = tokens, heads, width, given.stride(0), last
     constants = _ROWS, _HEADS, next_power_of_2(width)
     grid = ceil_div(tokens, _ROWS), ceil_div(heads, _HEADS), 1
     _finish(grid, (out, lse, given, starts), numbers, constants)
     return lse
 
 
-def spread(out, v, broken, starts) -> None:
+def spread(out, v, broken, starts_q, starts_k, causal: bool) -> None:
     """Add to ``out`` [tokens, heads, width] what of the values that a query sees is not finite.
 
     It costs hardly anything where all of them are finite.
     """
-    heads, blocks = broken.shape
-    numbers = (
-        blocks, out.shape[1], out.shape[1] // heads, out.shape[2], *v.stride()[:2],
-        starts.stride(0),
-    )  # fmt: skip
-    constants = _ROWS, next_power_of_2(out.shape[2]), 256
-    _spread((heads, 1, 1), (out, v, broken, starts), numbers, constants)
+    (heads, blocks), (_, all_heads, width) = broken.shape, out.shape
+    grid = starts_q.shape[0] - 1, heads, 1
+    strides = *v.stride()[:2], starts_q.stride(0), starts_k.stride(0)
+    numbers = blocks, all_heads, all_heads // heads, width, *strides
+    constants = causal, _ROWS // 2, next_power_of_2(width), 256
+    _spread(grid, (out, v, broken, starts_q, starts_k), numbers, constants)
