@@ -18,7 +18,7 @@ import torch
 
 import hal
 from hal_cuda import crossing
-from timing import CALLS, copies, in_graphs
+from timing import Graph, copies, in_turn
 
 COLD = 180 * 2**20
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
@@ -115,12 +115,11 @@ def line(op: str, shape: str, rows: int, make: Make) -> None:
     moved = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
     several = [first, *(make(rows)[0] for _ in range(copies(moved, COLD) - 1))]
     names = [name for name in ("cuda", "triton") if served(name, op, first, kwargs) is None]
-    sets = [several[i % len(several)] for i in range(max(CALLS, len(several)))]
     calls = {
-        name: [lambda args=args, name=name: by(name, op, args, kwargs) for args in sets]
+        name: [lambda args=args, name=name: by(name, op, args, kwargs) for args in several]
         for name in names
     }
-    times = in_graphs(calls)
+    times = in_turn({name: Graph(each) for name, each in calls.items()})
     small = rows <= 2048 if op == "varlen_attention" else rows <= 1024
     wrong = {name: error(name, op, first, kwargs) if small else float("nan") for name in names}
     told = "  ".join(f"{name} {times[name].us:9.2f} us {wrong[name]:.1e}" for name in names)
