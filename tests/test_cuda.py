@@ -98,6 +98,9 @@ def test_an_older_cublas_scales_no_rows(
     monkeypatch.setattr(torch.version, "cuda", version)
     assert hal_cuda.scaled_mm(HOPPER) == hal_cuda.block_scaled_mm(HOPPER) == []
     assert hal_cuda.fused_gemv(HOPPER)
+    eight = {"x_scale": shaped(3, 4, dtype=F32), "weight_scale": shaped(1, 4, dtype=F32)}
+    codes = shaped(3, 512, dtype=E4M3), shaped(128, 512, dtype=E4M3)
+    assert "if it knows scales" in str(gemv_call(*codes, **eight))
 
 
 def scaled_call(

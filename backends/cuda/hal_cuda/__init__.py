@@ -73,16 +73,11 @@ def _there(op: str, name: str) -> bool:
     """Whether a kernel's library is there, and knows of the op."""
     if name == "deep_gemm":
         return importlib.util.find_spec("deep_gemm") is not None
-    return _scales_rows() if op in ("scaled_mm", "block_scaled_mm") else True
+    if op not in ("scaled_mm", "block_scaled_mm"):
+        return True
+    from hal_cuda.matmul import known
 
-
-def _scales_rows() -> bool:
-    """Whether torch, since 2.10, and cuBLAS, since that of CUDA 12.9, know scales of rows."""
-    import torch
-    from torch.nn import functional
-
-    version = [int(part) for part in (torch.version.cuda or "0").split(".")]
-    return hasattr(functional, "scaled_mm") and version >= [12, 9]
+    return known()
 
 
 def _kernel(op: str, name: str) -> Kernel:
