@@ -36,8 +36,9 @@ TRAITS = {
     "graph_safe": "capture",
     "deterministic": "deterministic",
     "batch_invariant": "invariance",
+    "pdl": "pdl",
 }
-"""The check that proves a trait; one that is not here cannot be proven yet."""
+"""The check that proves a trait."""
 
 
 def setting(device: Device) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _status(device: Device, version: str | None, key: tuple[str, str, str]) -> s
 
 def standing(op: str, kernel: str, version: str, device: Device, trait: str) -> str:
     """Whether a trait that a kernel claims is ``proven``, ``refuted`` or just ``claimed``."""
-    return _status(device, version, (op, kernel, TRAITS.get(trait, "")))
+    return _status(device, version, (op, kernel, TRAITS[trait]))
 
 
 def standing_of_device(device: Device, capability: Capability) -> str:

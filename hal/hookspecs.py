@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pluggy
@@ -20,6 +20,9 @@ from hal.compat import Repair, torch_range
 from hal.errors import BackendError
 from hal.hardware import Capability, Device
 from hal.op import OPS, Kernel, Op
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["API", "Backend", "Hook", "hookimpl", "implemented", "op_hooks"]
 
@@ -89,6 +92,15 @@ def hal_repairs() -> Sequence[Repair]:
 @hookspec
 def hal_known_gaps() -> Sequence[object]:
     """What ``hal check`` will find wrong, each with its reason; made by ``hal.testing.notyet``."""
+    ...
+
+
+@hookspec
+def hal_late_copy(device: Device) -> Callable[[Tensor, Tensor], None] | None:
+    """For ``hal check``: what copies bytes, and lets the next kernel start long before.
+
+    It takes where to and where from, vectors of uint8 on ``device``. Who claims PDL gives one.
+    """
     ...
 
 

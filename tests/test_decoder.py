@@ -26,6 +26,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = EXAMPLES / "tiny-qwen3"
 
 CPU = torch.device("cpu")
+ACCELERATORS = [torch.accelerator.current_accelerator()] * torch.accelerator.is_available()
 # Measured 3e-7 to 9e-7, for hal and for transformers alike against float64.
 FLOAT32 = 3e-6
 GREEDY = generate.Sampling(max_new_tokens=200, temperature=0.0)
@@ -111,9 +112,9 @@ def copied(saved, tmp_path):
 
 
 @functools.cache
-def theirs(directory, dtype=torch.float32):
+def theirs(directory, dtype=torch.float32, device=CPU):
     """The same weights in transformers, computing in ``dtype``."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval().to(device)
 
 
 def tokens_of(steps, count):
@@ -129,14 +130,15 @@ def all_logits(ours, prompts, forced, block_size=16):
     room = -(-(max(map(len, prompts)) + len(forced)) // block_size)
     shuffle = torch.Generator().manual_seed(0)
     blocks = torch.randperm(room * len(prompts), generator=shuffle)
-    table = blocks.view(len(prompts), room).int()
+    device = ours.embedding.device
+    table = blocks.view(len(prompts), room).int().to(device)
     cache, past, found = ours.new_cache(len(blocks), block_size), [0] * len(prompts), []
     steps = [prompts, *([[token]] * len(prompts) for token in forced)]
     for step in steps:
         new = [len(ids) for ids in step]
         batch = decoder.Batch.of(past, new, table, block_size)
-        batch = attrs.evolve(batch, outputs=torch.arange(sum(new)))
-        tokens = torch.tensor([i for ids in step for i in ids])
+        batch = attrs.evolve(batch, outputs=torch.arange(sum(new), device=device))
+        tokens = torch.tensor([i for ids in step for i in ids], device=device)
         found.append(ours.forward(tokens, batch, cache).split(new))
         past = [a + b for a, b in zip(past, new, strict=True)]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
@@ -155,7 +157,13 @@ def relative_error(got, expected):
 
 
 def their_logits(model, prompts, forced):
-    return [model(torch.tensor([[*p, *forced]])).logits[0].detach() for p in prompts]
+    given = [torch.tensor([[*p, *forced]], device=model.device) for p in prompts]
+    return [model(ids).logits[0].detach() for ids in given]
+
+
+@pytest.fixture(params=[CPU, *ACCELERATORS], ids=str)
+def device(request):
+    return request.param
 
 
 @pytest.fixture(params=["tiny", *FORMS])
@@ -164,10 +172,10 @@ def directory(request, saved):
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16])
-def test_logits_of_a_ragged_batch_equal_those_of_transformers(directory, block_size):
-    ours = decoder.load(directory, CPU, torch.float32)
+def test_logits_of_a_ragged_batch_equal_those_of_transformers(directory, device, block_size):
+    ours = decoder.load(directory, device, torch.float32)
     prompts, forced = prompts_for(ours.config.vocab_size), [5, 400, 33, 33, 0, 77, 128, 2]
-    expected = their_logits(theirs(directory), prompts, forced)
+    expected = their_logits(theirs(directory, device=device), prompts, forced)
     got = all_logits(ours, prompts, forced, block_size)
     for row, reference in zip(got, expected, strict=True):
         assert relative_error([row], [reference]) <= FLOAT32
@@ -185,13 +193,24 @@ def test_greedy_texts_equal_those_of_transformers(directory):
     assert len(got) == 200 or got[-1] in ours.config.eos
 
 
+@pytest.mark.parametrize("device", ACCELERATORS, ids=str)
+def test_greedy_texts_are_the_same_on_an_accelerator(directory, device):
+    texts = []
+    for where in (CPU, device):
+        ours = decoder.load(directory, where, torch.float32)
+        prompts = prompts_for(ours.config.vocab_size)
+        texts.append(tokens_of(generate.generate(ours, prompts, GREEDY), len(prompts)))
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_as_close_to_float32_as_transformers(saved, directory, dtype):
-    ours = decoder.load(directory, CPU, dtype)
+def test_half_precision_is_as_close_to_float32_as_transformers(saved, directory, device, dtype):
+    ours = decoder.load(directory, device, dtype)
     prompts, forced = prompts_for(ours.config.vocab_size), [5, 400, 33]
-    rounded = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).float()
+    rounded = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).float().to(device)
     expected = their_logits(rounded, prompts, forced)
-    allowed = relative_error(their_logits(theirs(directory, dtype), prompts, forced), expected)
+    theirs_here = their_logits(theirs(directory, dtype, device), prompts, forced)
+    allowed = relative_error(theirs_here, expected)
     assert relative_error(all_logits(ours, prompts, forced), expected) <= allowed
 
 

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 backend = Backend(api=1, torch=">=2.7", devices=("cuda",))
 
@@ -40,6 +45,16 @@ def hal_capabilities(device: Device) -> set[Capability]:
         return claimed
     since = {Capability.COMPILE: 70, Capability.BF16: 80, Capability.FP8: 89, Capability.PDL: 90}
     return claimed | {capability for capability, arch in since.items() if device.arch >= arch}
+
+
+@hookimpl
+def hal_late_copy(device: Device) -> Callable[[Tensor, Tensor], None] | None:
+    """Made with Triton, if that is there."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from hal_cuda.late import copy
+
+    return copy
 
 
 _KERNELS = {

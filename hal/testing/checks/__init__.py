@@ -4,6 +4,7 @@ from hal.testing.checks import (
     capture,
     forms,
     gradients,
+    overlap,
     properties,
     results,
     rows,
@@ -20,6 +21,7 @@ __all__ = [
     "capture",
     "forms",
     "gradients",
+    "overlap",
     "properties",
     "results",
     "rows",
@@ -29,7 +31,7 @@ __all__ = [
 
 _ORDER = (
     *("numerics", "random", "laws", "statistics", "gradients"),
-    *("purity", "written", "deterministic", "invariance", "offsets", "capture"),
+    *("purity", "written", "deterministic", "invariance", "offsets", "capture", "pdl"),
     *("fake", "symbolic", "opcheck", "out", "in-place", "condition", "refusals"),
 )
 for _name in _ORDER:
