@@ -75,7 +75,10 @@ def test_kernels_have_the_signature_of_the_op(op: str) -> None:
 
 @of_torch
 @pytest.mark.parametrize("op", OFFERED)
-def test_what_was_measured_on_a_device_is_offered_there(op: str) -> None:
+def test_what_was_measured_on_a_device_is_offered_there(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     kernel = getattr(hal_cuda, op)(HOPPER)[0]
     assert kernel.fn is OFFERED[op]
     assert kernel.graph_safe
@@ -83,9 +86,21 @@ def test_what_was_measured_on_a_device_is_offered_there(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OFFERED)
-@pytest.mark.parametrize("arch", [None, 80])
+@pytest.mark.parametrize("arch", [None, 80, 100])
 def test_nothing_is_offered_elsewhere(op: str, arch: int | None) -> None:
     assert getattr(hal_cuda, op)(hal.Device("cuda", 0, arch=arch)) == []
+
+
+@pytest.mark.parametrize("version", [None, "12.8"])
+def test_an_older_cublas_scales_no_rows(
+    version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", version)
+    assert hal_cuda.scaled_mm(HOPPER) == hal_cuda.block_scaled_mm(HOPPER) == []
+    assert hal_cuda.fused_gemv(HOPPER)
+    eight = {"x_scale": shaped(3, 4, dtype=F32), "weight_scale": shaped(1, 4, dtype=F32)}
+    codes = shaped(3, 512, dtype=E4M3), shaped(128, 512, dtype=E4M3)
+    assert "if it knows scales" in str(gemv_call(*codes, **eight))
 
 
 def scaled_call(

@@ -76,26 +76,23 @@ _PLACES = {
 }
 """Module and function, by kernel or else by op."""
 
-_SINCE = {"scaled_mm": 89}
-"""The least compute capability; that of the others is the one where they were measured."""
 _MEASURED = 90
+"""The compute capability that they were measured on."""
 
 
-def _serves(op: str, device: Device) -> bool:
-    if device.arch is None or importlib.util.find_spec("triton") is None:
-        return False
-    return device.arch >= _SINCE[op] if op in _SINCE else device.arch == _MEASURED
+def _serves(device: Device) -> bool:
+    return device.arch == _MEASURED and importlib.util.find_spec("triton") is not None
 
 
 def _there(op: str, name: str) -> bool:
     """Whether a kernel's library is there, and knows of the op."""
     if name == "deep_gemm":
         return importlib.util.find_spec("deep_gemm") is not None
-    if op == "block_scaled_mm":
-        from torch.nn import functional
+    if op not in ("scaled_mm", "block_scaled_mm"):
+        return True
+    from hal_cuda.matmul import known
 
-        return hasattr(functional, "scaled_mm")  # Since torch 2.10.
-    return True
+    return known()
 
 
 def _kernel(op: str, name: str) -> Kernel:
@@ -110,7 +107,7 @@ def _kernel(op: str, name: str) -> Kernel:
 
 def _offer(op: str, names: tuple[str, ...]) -> object:
     def hook(device: Device) -> list[Kernel]:
-        there = names if _serves(op, device) else ()
+        there = names if _serves(device) else ()
         return [_kernel(op, name) for name in there if _there(op, name)]
 
     return hookimpl(hook)

@@ -12,6 +12,7 @@ import hal
 __all__ = ["LIBRARIES", "ROWS", "portable", "wins"]
 
 ROWS: Mapping[int, Mapping[str, int]] = {
+    # TODO: guesses until `python benchmarks/crossing.py` has printed them; name GPU and versions.
     90: {
         "block_scaled_mm": 64,
         "linear": 64,

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hal import prepared
 from hal_cuda.crossing import portable, wins
-from hal_cuda.matmul import blocks_product, blocks_refused
+from hal_cuda.matmul import blocks_product, blocks_refused, known
 from hal_triton import gemv as triton
 from hal_triton.kernels.activation import gate_and_mul
 from hal_triton.layout import empty, tile, unit
@@ -60,8 +60,9 @@ def fused_gemv_supports(
 ) -> str | None:
     follows = activation is not None or norm_weight is not None
     if x_scale is not None:
-        rounded = "cuBLAS rounds the product of 8-bit floats before what follows it"
-        return rounded if follows else blocks_refused(x, weight, torch.bfloat16)
+        if follows or not known():
+            return "cuBLAS rounds a product of 8-bit floats before what follows, if it knows scales"
+        return blocks_refused(x, weight, torch.bfloat16)
     if weight.dtype not in _HALVES:
         return "cuBLAS has what other kernels have not for weights of 16 bits alone"
     return None if _WIDE or not follows else "this torch rounds a product before what follows it"

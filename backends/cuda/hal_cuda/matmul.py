@@ -21,6 +21,7 @@ __all__ = [
     "block_scaled_mm_supports",
     "blocks_product",
     "blocks_refused",
+    "known",
     "scaled_mm",
     "scaled_mm_supports",
 ]
@@ -37,6 +38,12 @@ _STEP = 4
 """Blocks that lie along a row of the scales of a weight come in as many."""
 _ROWS = 4
 """Rows of ``a`` come in as many, so that a column of their scales is a multiple of 16 bytes."""
+
+
+def known() -> bool:
+    """Whether torch, since 2.10, and cuBLAS, since that of CUDA 12.9, know scales of rows."""
+    version = [int(part) for part in (torch.version.cuda or "0").split(".")]
+    return hasattr(functional, "scaled_mm") and version >= [12, 9]
 
 
 def scaled_mm(
