@@ -152,8 +152,8 @@ REFUSED = {
     "a bias of the dtype": lambda: scaled_call(bias=shaped(64, dtype=F32)),
     "overflow int32": lambda: scaled_call(k=2**17, a=INT8, b=INT8),
     "blocks of 128 x 128": lambda: block_call(block=(64, 128)),
-    "128 rows": lambda: block_call(n=192),
-    "512 columns": lambda: block_call(k=640),
+    "16 rows and 128": lambda: block_call(n=200),
+    "128 columns": lambda: block_call(k=576),
     "with float8_e4m3fn": lambda: block_call(dtype=E5M2),
     "no better than its sums": lambda: block_call(out_dtype=F16),
     "weights of 16 bits": lambda: gemv_call(shaped(3, 7, dtype=F32), shaped(5, 7, dtype=F32)),
@@ -314,9 +314,10 @@ def test_cublas_scales_rows(rows: int, dtype: torch.dtype) -> None:
 @on_device
 @pytest.mark.usefixtures("first")
 @pytest.mark.parametrize("rows", [1, 2, 64, 65, 67, 127])
-def test_cublas_scales_blocks(rows: int) -> None:
-    a, b = codes(rows, 1024, device="cuda"), codes(384, 1024, device="cuda")
-    by = scales(rows, 8, device="cuda"), scales(3, 8, device="cuda")
+@pytest.mark.parametrize(("n", "k"), [(384, 1024), (336, 640)])
+def test_cublas_scales_blocks(rows: int, n: int, k: int) -> None:
+    a, b = codes(rows, k, device="cuda"), codes(n, k, device="cuda")
+    by = scales(rows, k // 128, device="cuda"), scales(3, k // 128, device="cuda")
     with hal.use("cuda"):
         got = hal.ops.block_scaled_mm(a, b, *by, out_dtype=BF16)
         same = hal.ops.fused_gemv(a, b, x_scale=by[0], weight_scale=by[1])

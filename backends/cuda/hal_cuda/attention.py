@@ -14,6 +14,7 @@ from hal_cuda.crossing import portable, wins
 from hal_cuda.kernels.attention import cleaned, finish, spread
 from hal_cuda.layout import begin_aligned
 from hal_triton import attention as triton
+from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div
 
 __all__ = [
@@ -26,9 +27,7 @@ __all__ = [
 
 _HALVES = (torch.bfloat16, torch.float16)
 _WIDEST = 128
-_STEP = 1024
-"""Tokens come in as many: cuDNN plans for tenths of a second for each length that it has not seen,
-and rounding up costs a few in a hundred."""
+_NARROW = 64
 
 
 @prepared
@@ -59,7 +58,8 @@ def varlen_attention(
     sequences, square = max(cu_seqlens_q.shape[0] - 1, 1), q.shape[0] == k.shape[0]
     if q.shape[2] == v.shape[2] and wins("flash", q.shape[0] // sequences, q):
         otherwise = flash
-    if not (causal and square and sequences == 1 and wins("cudnn", q.shape[0], q)):
+    cudnn = "narrow cudnn" if q.shape[2] <= _NARROW else "cudnn"
+    if not (causal and square and sequences == 1 and wins(cudnn, q.shape[0], q)):
         return otherwise
 
     def run(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def attend(
         starts: [2]: 0, and the number of tokens that are no padding.
         scale: Above 0; None is ``head_dim ** -0.5``.
     """
-    tokens, longest = q.shape[0], ceil_div(q.shape[0], _STEP) * _STEP
+    tokens, longest = q.shape[0], planned(q.shape[0])
     values, broken = cleaned(v, longest)
     q, k = (_padded(begin_aligned(x), longest) for x in (q, k))
     out, sums = by_cudnn(q, k, values, scale)
@@ -193,6 +193,16 @@ def by_flash(
         q, k, v, starts_q, starts_k, *longest, 0.0, causal, False, scale=scale
     )
     return result[0].contiguous(), result[1]
+
+
+def planned(tokens: int) -> int:
+    """As many tokens or a few more.
+
+    cuDNN plans for 40 ms for each length that it has not seen: there are 8 from one power of two to
+    the next, and on average they are longer by a sixteenth.
+    """
+    step = max(next_power_of_2(tokens) // 16, 128)
+    return ceil_div(tokens, step) * step
 
 
 def _padded(x: Tensor, longest: int) -> Tensor:

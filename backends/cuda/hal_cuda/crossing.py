@@ -12,21 +12,30 @@ import hal
 __all__ = ["LIBRARIES", "ROWS", "portable", "wins"]
 
 ROWS: Mapping[int, Mapping[str, int]] = {
-    # TODO: guesses until `python benchmarks/crossing.py` has printed them; name GPU and versions.
+    # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, cuDNN 9.19: benchmarks/crossing.py, where
+    # n and k are 2304 to 28672 and heads have 64 or 128 columns.
     90: {
-        "block_scaled_mm": 64,
-        "linear": 64,
-        "linear and more": 64,
-        "cudnn": 2048,
+        "block_scaled_mm": 32,
+        "deep block_scaled_mm": 8,
+        "linear": 32,
+        "linear and more": 32,
+        "cudnn": 1024,
+        "narrow cudnn": 3072,
     },
 }
 """By compute capability, the least number of rows; a library without one is not chosen.
+
+A product is deep that has more columns to sum than results, and attention narrow with heads of up
+to 64 columns.
 
 "linear" is ``fused_gemv`` in 16 bits, with what follows it or without; "cudnn" and "flash" are
 ``varlen_attention``, with the queries of one sequence, or those of each on average.
 """
 
-LIBRARIES = ("block_scaled_mm", "linear", "linear and more", "cudnn", "flash")
+LIBRARIES = (
+    *("block_scaled_mm", "deep block_scaled_mm", "linear", "linear and more"),
+    *("cudnn", "narrow cudnn", "flash"),
+)
 """What may have a number of rows."""
 
 

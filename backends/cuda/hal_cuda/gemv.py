@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hal import prepared
 from hal_cuda.crossing import portable, wins
-from hal_cuda.matmul import blocks_product, blocks_refused, known
+from hal_cuda.matmul import blocks_product, blocks_refused, blocks_win, known
 from hal_triton import gemv as triton
 from hal_triton.kernels.activation import gate_and_mul
 from hal_triton.layout import empty, tile, unit
@@ -38,10 +38,10 @@ def fused_gemv(
     eps: float = 1e-6,
 ) -> Run:
     rows, follows = x.shape[:-1].numel(), activation is not None or norm_weight is not None
-    what = "linear and more" if follows else "linear"
-    if wins("block_scaled_mm" if x_scale is not None else what, rows, x):
-        if x_scale is not None:
+    if x_scale is not None:
+        if blocks_win(rows, weight):
             return _of_blocks
+    elif wins("linear and more" if follows else "linear", rows, x):
         return _followed(x, weight, activation, norm_weight, eps) if follows else _linear
     scales = {"x_scale": x_scale, "weight_scale": weight_scale}
     after = {"activation": activation, "norm_weight": norm_weight, "eps": eps}

@@ -135,7 +135,7 @@ def block_scaled_mm(
     block: Sequence[int] = (BLOCK, BLOCK),
     out_dtype: torch.dtype,
 ) -> Callable[..., Any]:
-    if not wins("block_scaled_mm", a.shape[:-1].numel(), a):
+    if not blocks_win(a.shape[:-1].numel(), b):
         options = {"block": block, "out_dtype": out_dtype}
         return portable(triton.block_scaled_mm, a, b, a_scale, b_scale, **options)
     return _block_scaled_mm
@@ -159,9 +159,15 @@ def blocks_refused(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> str | None:
     """Why cuBLAS cannot multiply 8-bit floats with a scale for each block."""
     if not a.dtype == b.dtype == torch.float8_e4m3fn:
         return "cuBLAS takes scales of blocks with float8_e4m3fn"
-    if min(b.shape) == 0 or b.shape[0] % BLOCK or b.shape[1] % (_STEP * BLOCK):
-        return f"cuBLAS takes multiples of {BLOCK} rows and of {_STEP * BLOCK} columns"
+    if min(b.shape) == 0 or b.shape[0] % _UNIT or b.shape[1] % BLOCK:
+        return f"cuBLAS takes weights of a multiple of {_UNIT} rows and {BLOCK} columns"
     return None if out_dtype == torch.bfloat16 else "only bfloat16 is no better than its sums"
+
+
+def blocks_win(rows: int, b: Tensor) -> bool:
+    """Whether so many rows are enough for cuBLAS."""
+    deep = "deep " if b.shape[1] > b.shape[0] else ""
+    return wins(f"{deep}block_scaled_mm", rows, b)
 
 
 def _block_scaled_mm(
@@ -175,10 +181,11 @@ def blocks_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> Te
     rows, groups = a.shape[:-1].numel(), b.shape[1] // BLOCK
     codes, by_row = as_rows(a), a_scale.reshape(rows, groups)
     if rows % _ROWS:
-        codes, by_row = _padded(codes), _padded(by_row)
+        codes, by_row = _padded(codes, _ROWS), _padded(by_row, _ROWS)
     # Scales of rows lie column by column, those of blocks row by row.
     by_row = together(by_row.t()).view(-1).view(groups, -1).t()
-    by_block = together(b_scale).view(-1).view(-1, groups).t()
+    by_block = _padded(b_scale.t(), _STEP).t() if groups % _STEP else b_scale
+    by_block = together(by_block).view(-1).view(b_scale.shape[0], -1).t()
     kinds = functional.ScalingType
     out = functional.scaled_mm(
         codes,
@@ -192,8 +199,8 @@ def blocks_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> Te
     return out[:rows].view(*a.shape[:-1], b.shape[0])
 
 
-def _padded(x: Tensor) -> Tensor:
-    """Rows up to a multiple, the last ones of anything: they touch nothing but their own result."""
-    whole = x.new_empty((ceil_div(x.shape[0], _ROWS) * _ROWS, x.shape[1]))
+def _padded(x: Tensor, step: int) -> Tensor:
+    """Rows up to a multiple, the last ones of 0."""
+    whole = x.new_zeros((ceil_div(x.shape[0], step) * step, x.shape[1]))
     whole[: x.shape[0]].copy_(x)
     return whole
