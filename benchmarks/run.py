@@ -28,12 +28,13 @@ from rich.table import Column, Table
 
 import hal
 from cases import FAMILIES, Case
+from failures import DeviceLost
 from hal.policy import op_name
 from hal.testing.checks import Effort
 from hal.testing.outcome import Status
 from hal.testing.questions import questions, where
 from hal.testing.run import answer
-from measure import AUTO, DeviceLost, Row, measured, release
+from measure import AUTO, Row, measured, release
 from peers import peers
 from summary import HEAD, by_op, lines, totals
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import hal
+import models
 from case import F8, Case
 from cases import FAMILIES, attention, elementwise, experts, products, router, sampling
 from hal.functions import FORMS
 from judges import LIMIT, by_choice, by_norm, by_pairs, in_support
 from measure import Row, by_hal, checked, reference
+from model import Model
 from peers import DoesNotFit, Peer, peers
 
 CPU = torch.device("cpu")
@@ -130,6 +132,19 @@ def test_one_fault_is_seen_by_each_judge() -> None:
     for limits, allowed in (({}, 3), ({"top_k": 2}, 2), ({"top_p": 0.4}, 1), ({"min_p": 0.5}, 2)):
         found = [in_support(torch.tensor([t]), None, (probs,), limits) == 0 for t in range(4)]
         assert sum(found) == allowed
+
+
+@pytest.mark.parametrize("phase", models.TINY_PHASES, ids=str)
+@pytest.mark.parametrize("name", models.SHAPES)
+def test_a_model_gives_the_logits_of_transformers(name: str, phase: models.Phase) -> None:
+    kind, _, sizes = models.SHAPES[name]
+    model = models.build(kind, sizes, 2, "cpu", torch.float32)
+    tokens = torch.randint(99, (phase.rows, phase.keys))
+    want = model(tokens, use_cache=False).logits[:, -1]
+    got = models.ours(Model.of(model, phase.keys), phase, tokens)()
+    # Measured 1e-7 to 1e-6.
+    assert models.off(got, want) < 1e-5
+    assert models.off(models.theirs(model, phase, tokens)(), want) < 1e-5
 
 
 def error(function: Callable[[], Any]) -> str:
