@@ -199,10 +199,11 @@ def _rotary(module: Any, positions: int, device: torch.device) -> Tensor:
 def _layer(theirs: Any, next_norm: Tensor, config: Any) -> Layer:
     attention, mlp = theirs.self_attn, theirs.mlp
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    norms = [getattr(attention, f"{name}_norm", None) for name in "qk"]
+    q_norm, k_norm = (getattr(attention, f"{name}_norm", None) for name in "qk")
     return Layer(
         torch.cat([part.weight for part in parts]),
-        *(norm.weight if norm is not None else None for norm in norms),
+        None if q_norm is None else q_norm.weight,
+        None if k_norm is None else k_norm.weight,
         attention.o_proj.weight,
         theirs.post_attention_layernorm.weight,
         _experts(mlp, config) if hasattr(mlp, "experts") else _dense(mlp),

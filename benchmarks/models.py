@@ -133,7 +133,7 @@ def theirs(model: Any, phase: Phase, tokens: Tensor) -> Call:
     new = tokens[:, -phase.new :]
     if phase.new == phase.keys:
         return lambda: model(new, use_cache=False, logits_to_keep=1).logits[:, -1]
-    cache = StaticCache(config=model.config, max_cache_len=phase.keys)
+    cache: Any = StaticCache(config=model.config, max_cache_len=phase.keys)
     known = inspect.signature(model.forward).parameters
     given = {"cache" if "cache" in known else "past_key_values": cache}
     model(tokens[:, : -phase.new], logits_to_keep=1, use_cache=True, **given)

@@ -156,7 +156,8 @@ def main(
     op: Annotated[list[str] | None, typer.Option(help="Which operators.")] = None,
     backend: Annotated[list[str] | None, typer.Option(help="Which backends of hal.")] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="Which peers; all that are loaded soon, if not given.")
+        list[str] | None,
+        typer.Option(help="Which peers, or all; without it those that are loaded soon."),
     ] = None,
     library: Annotated[
         list[Path] | None, typer.Option(help="Files of torch operators to load first.")
