@@ -40,7 +40,7 @@ def attempt(failures: Failures, name: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except (DoesNotFit, hal.NoKernel) as error:
-        failures.refused[name] = str(error).partition("\n")[0][:300]
+        failures.refused[name] = " ".join(str(error).split())[:300]
     except Exception as error:  # noqa: BLE001  # Other libraries may raise anything.
         where = traceback.extract_tb(error.__traceback__)[-1]
         at = f"{where.filename.rpartition('/')[2]}:{where.lineno}"

@@ -44,7 +44,10 @@ DEVICE = torch.device("cuda")
 
 def red(op: str, backend: str, tries: int) -> tuple[str, bool]:
     """Why an op of a backend is not timed, and whether that is a fault; empty if it is."""
-    asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
+    try:
+        asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
+    except hal.BackendError as error:
+        return str(error), True
     cells = [answer(question, Effort(cases=tries)) for question in asked] if tries else []
     for cell in cells:
         if cell.status is not Status.PROVEN:
@@ -147,8 +150,11 @@ class Run:
                 show(console, *lines(each), title=op)
             show(console, HEAD, totals(some), title=family)
         for row in some:
-            for name, reason in row["wrong"].items():
-                console.print(f"wrong: {row['op']} {row['shape']} {name}: {reason}", markup=False)
+            refused = {name: row["refused"][name] for name in row["ours"] if name in row["refused"]}
+            for kind, found in (("wrong", row["wrong"]), ("refused", refused)):
+                for name, reason in found.items():
+                    said = f"{kind}: {row['op']} {row['shape']} {name}: {reason}"
+                    console.print(said, markup=False, highlight=False)
 
 
 def main(
