@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,23 +13,20 @@ from torch import Tensor
 
 import hal
 from case import Case
+from failures import Failures, attempt
 from judges import LIMIT
-from peers import DoesNotFit, Peer
+from peers import Peer
 from timing import Call, Graph, Time, copies, copy_time, eager, in_turn
 
 AUTO = "hal"
 """The provider that hal itself chooses among its backends."""
 
 CASE = "case"
-"""In place of a provider: the reference and the arguments."""
-
-
-class DeviceLost(Exception):
-    """Nothing can be run on the device any more; what was found so far is to be kept."""
+"""In place of a provider among what is wrong: the reference, or the arguments."""
 
 
 @attrs.define
-class Row:
+class Row(Failures):
     """What was found for a case.
 
     Attributes:
@@ -40,8 +36,6 @@ class Row:
         judged: By provider how its results were judged.
         times: By provider its time in a graph.
         host: By provider microseconds of the host for a call.
-        refused: By provider why it has nothing for this call.
-        wrong: By provider what went wrong; by ``CASE`` what did before any.
         served: The backend and kernel that hal chooses.
         copy: The time of a copy of as many bytes.
     """
@@ -52,8 +46,6 @@ class Row:
     judged: dict[str, str] = attrs.field(factory=dict)
     times: dict[str, Time] = attrs.field(factory=dict)
     host: dict[str, float] = attrs.field(factory=dict)
-    refused: dict[str, str] = attrs.field(factory=dict)
-    wrong: dict[str, str] = attrs.field(factory=dict)
     served: str = ""
     copy: Time | None = None
 
@@ -93,27 +85,6 @@ def by_hal(op: str, backend: str) -> Callable[..., Any]:
             return form(*args, **kwargs)
 
     return call
-
-
-def attempt(row: Row, name: str, function: Callable[[], Any]) -> Any:
-    """What a function returns, or None; then the row has the reason.
-
-    Raises:
-        DeviceLost: The device does not answer any more.
-    """
-    try:
-        return function()
-    except (DoesNotFit, hal.NoKernel) as error:
-        row.refused[name] = str(error).partition("\n")[0][:300]
-    except Exception as error:  # noqa: BLE001  # Other libraries may raise anything.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
-        row.wrong[name] = f"{type(error).__name__}: {error} ({at})"[:300]
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as lost:
-            raise DeviceLost(row.wrong[name]) from lost
-    return None
 
 
 def size(values: Sequence[Any]) -> int:

@@ -18,6 +18,7 @@ that has nothing for the call, and `wrong` one whose results are not those of th
 """
 
 
+MODELS = ("hal", "transformers")
 TITLES = {"gemv": "Products of few rows", "matmul": "8-bit products", "kv": "Cache writes"}
 
 
@@ -85,14 +86,42 @@ def absent(rows: Sequence[Data], run: Mapping[str, Any]) -> Iterator[str]:
                 yield f"- Not timed: {what}: {reason}."
 
 
-def index(families: Mapping[str, tuple[Sequence[Data], Mapping[str, Any]]]) -> str:
-    """The page that leads to the others."""
+def models_page(run: Mapping[str, Any]) -> str:
+    """The page of what ``models.py`` has found."""
+    cells = run["models"]
+    names = list(dict.fromkeys(name for cell in cells for name in (*cell["us"], *cell["wrong"])))
+    found: list[list[str]] = []
+    for cell in cells:
+        phase = cell["phase"]
+        said = f"{phase['name']} {phase['rows']} x {phase['new']} of {phase['keys']}"
+        times = [f"{cell['us'][n]:.0f}" if n in cell["us"] else "failed" for n in names]
+        errors = [f"{cell['errors'].get(who, float('nan')):.1e}" for who in MODELS]
+        found.append([cell["model"], said, *times, *errors])
+    head = ["model", "step", *names, *(f"error of {who}" for who in MODELS)]
+    reasons = [
+        f"- {cell['model']}, {cell['phase']['name']}, {who}: {reason}."
+        for cell in cells
+        for who, reason in cell["wrong"].items()
+    ]
+    about = (
+        f"{versions(run['machine'])}, transformers {run['machine']['transformers']}; "
+        f"{run['layers']} layers, random weights, bfloat16. Microseconds of a step from the host's "
+        "sight, and the relative error of its logits against float32."
+    )
+    command = f"    python benchmarks/models.py {run['command']}"
+    return "\n\n".join(["# Models", about, command, table(head, found), *reasons]) + "\n"
+
+
+def index(
+    families: Mapping[str, tuple[Sequence[Data], Mapping[str, Any]]], more: Sequence[str] = ()
+) -> str:
+    """The page that leads to the others, ``more`` of them that are not of families."""
     found = [
         (f"[{title(family)}]({slug(family)}.md)", *line)
         for family, (rows, _) in families.items()
         for line in totals(rows)
     ]
     machines = dict.fromkeys(versions(run["machine"]) for _, run in families.values())
-    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(map(slug, families)) + "\n```"
+    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(map(slug, (*families, *more))) + "\n```"
     parts = ["# Performance", "; ".join(machines) + ".", READING.strip()]
     return "\n\n".join([*parts, table(("family", *HEAD), found), tree]) + "\n"

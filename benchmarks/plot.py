@@ -1,6 +1,6 @@
-"""Pictures and pages of what ``benchmarks/run.py --output results.json`` has written.
+"""Pictures and pages of what ``run.py`` and ``models.py`` have written with ``--output``.
 
-    python benchmarks/plot.py results.json docs/performance
+    python benchmarks/plot.py results.json models.json docs/performance
 
 Needs the extra ``benchmarks``. Of several files the last that has a family is shown.
 """
@@ -8,7 +8,6 @@ Needs the extra ``benchmarks``. Of several files the last that has a family is s
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from pages import index, page, slug, versions
+from pages import index, models_page, page, slug, title, versions
 from summary import Data, by_op, columns, limited_by_products, mine, peers_of
 
 mpl.use("Agg")
@@ -93,27 +92,34 @@ def finish(axes: Axes, op: str, labels: Sequence[str]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
-    axes.set_xlim(-0.6, max(len(labels), 8) - 0.4)
+    axes.set_xlim(-0.6, max(len(labels), 4) - 0.4)
     axes.set_title(op, loc="left", fontsize=10, fontweight="bold")
     axes.set_ylabel("time / hal's", fontsize=9)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
+def layout(groups: Mapping[str, Sequence[Data]]) -> list[list[str]]:
+    """The ops of each line of panels: one with many shapes by itself, two with few of them."""
+    wide = [op for op, rows in groups.items() if len(rows) > 10]
+    narrow = [op for op in groups if op not in wide]
+    pairs = [narrow[at : at + 2] for at in range(0, len(narrow), 2)]
+    return [[op, op] for op in wide] + [pair if len(pair) == 2 else pair * 2 for pair in pairs]
+
+
 def picture(family: str, rows: Sequence[Data], machine: Mapping[str, str]) -> Figure:
-    """A panel for each op, as wide as it has shapes, in two columns if all are narrow."""
+    """A panel for each op; its height leaves room for the labels, its width for the shapes."""
     groups, style = by_op(rows), styles(rows)
-    widest = max(len(some) for some in groups.values())
-    across = 2 if widest <= 10 and len(groups) > 1 else 1
-    down = math.ceil(len(groups) / across)
-    width = across * max(6.0, 1.5 + 0.48 * widest)
-    figure = Figure(figsize=(width, 1.2 + 3.1 * down), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False).flatten()
-    for axes, (op, some) in zip(grid, groups.items(), strict=False):
+    grid = layout(groups)
+    width = max(11.0, 1.5 + 0.42 * max(len(some) for some in groups.values()))
+    figure = Figure(figsize=(width, 1.2 + 3.1 * len(grid)), layout="constrained")
+    panels = figure.subplot_mosaic(grid)
+    for op, axes in panels.items():
+        some = groups[op]
         panel(axes, op, some, {n: s for n, s in style.items() if any(n in r["us"] for r in some)})
-    for axes in grid[len(groups) :]:
-        axes.set_visible(False)
-    found = {name: each for axes in grid for each, name in zip(*legend(axes), strict=True)}
+    found = {
+        name: each for axes in panels.values() for each, name in zip(*legend(axes), strict=True)
+    }
     figure.legend(
         found.values(),
         found.keys(),
@@ -122,9 +128,8 @@ def picture(family: str, rows: Sequence[Data], machine: Mapping[str, str]) -> Fi
         fontsize=9,
         frameon=False,
     )
-    figure.suptitle(
-        f"{family.capitalize()}: time over that of hal\n{versions(machine)}", fontsize=11
-    )
+    said = f"{title(family)}: time over that of hal\n{versions(machine)}"
+    figure.suptitle(said, fontsize=11)
     return figure
 
 
@@ -146,12 +151,17 @@ def main(
     where: Annotated[Path, typer.Argument(help="The folder for pictures and pages.")],
 ) -> None:
     """Write a picture and a page for each family, and a page that leads to them."""
-    found = families([json.loads(path.read_text(encoding="utf-8")) for path in results])
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+    found = families([run for run in runs if "rows" in run])
+    models = [run for run in runs if "models" in run][-1:]
     where.mkdir(parents=True, exist_ok=True)
     for family, (rows, run) in found.items():
         picture(family, rows, run["machine"]).savefig(where / f"{slug(family)}.png", dpi=110)
         (where / f"{slug(family)}.md").write_text(page(family, rows, run), encoding="utf-8")
-    (where / "index.md").write_text(index(found), encoding="utf-8")
+    for run in models:
+        (where / "models.md").write_text(models_page(run), encoding="utf-8")
+    pages = ["models"] if models else []
+    (where / "index.md").write_text(index(found, pages), encoding="utf-8")
 
 
 if __name__ == "__main__":

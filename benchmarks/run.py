@@ -28,12 +28,13 @@ from rich.table import Column, Table
 
 import hal
 from cases import FAMILIES, Case
+from failures import DeviceLost
 from hal.policy import op_name
 from hal.testing.checks import Effort
 from hal.testing.outcome import Status
 from hal.testing.questions import questions, where
 from hal.testing.run import answer
-from measure import AUTO, DeviceLost, Row, measured, release
+from measure import AUTO, Row, measured, release
 from peers import peers
 from summary import HEAD, by_op, lines, totals
 
@@ -43,7 +44,10 @@ DEVICE = torch.device("cuda")
 
 def red(op: str, backend: str, tries: int) -> tuple[str, bool]:
     """Why an op of a backend is not timed, and whether that is a fault; empty if it is."""
-    asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
+    try:
+        asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
+    except hal.BackendError as error:
+        return str(error), True
     cells = [answer(question, Effort(cases=tries)) for question in asked] if tries else []
     for cell in cells:
         if cell.status is not Status.PROVEN:
@@ -146,8 +150,11 @@ class Run:
                 show(console, *lines(each), title=op)
             show(console, HEAD, totals(some), title=family)
         for row in some:
-            for name, reason in row["wrong"].items():
-                console.print(f"wrong: {row['op']} {row['shape']} {name}: {reason}", markup=False)
+            refused = {name: row["refused"][name] for name in row["ours"] if name in row["refused"]}
+            for kind, found in (("wrong", row["wrong"]), ("refused", refused)):
+                for name, reason in found.items():
+                    said = f"{kind}: {row['op']} {row['shape']} {name}: {reason}"
+                    console.print(said, markup=False, highlight=False)
 
 
 def main(
@@ -155,7 +162,8 @@ def main(
     op: Annotated[list[str] | None, typer.Option(help="Which operators.")] = None,
     backend: Annotated[list[str] | None, typer.Option(help="Which backends of hal.")] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="Which peers; all that are loaded soon, if not given.")
+        list[str] | None,
+        typer.Option(help="Which peers, or all; without it those that are loaded soon."),
     ] = None,
     library: Annotated[
         list[Path] | None, typer.Option(help="Files of torch operators to load first.")

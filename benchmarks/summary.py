@@ -143,6 +143,8 @@ def lines(rows: Sequence[Data]) -> tuple[list[str], list[list[str]]]:
     """The head of a table and its lines, one for each case."""
     names = columns(rows)
     head = ["shape", *names, "copy", "speed", "of copy", "x best peer", "host us"]
+    auto = any(AUTO in row["ours"] for row in rows)
+    head += ["chosen"] if auto else []
     found: list[list[str]] = []
     for row in rows:
         first = next((row["host_us"][n] for n in row["ours"] if n in row["host_us"]), None)
@@ -152,6 +154,7 @@ def lines(rows: Sequence[Data]) -> tuple[list[str], list[list[str]]]:
             f"{value:.2f}" if (value := share(row)) else "",
             f"{value:.2f} {best[0]}" if (value := ratio(row)) and (best := best_peer(row)) else "",
             f"{first:.1f}" if first else "",
+            *([row["served"]] if auto else []),
         ]
         found.append([row["shape"], *(cell(row, n) for n in names), *ends])
     return head, found

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 import hal
+import models
+import pages
+import summary
 from case import F8, Case
 from cases import FAMILIES, attention, elementwise, experts, products, router, sampling
 from hal.functions import FORMS
 from judges import LIMIT, by_choice, by_norm, by_pairs, in_support
 from measure import Row, by_hal, checked, reference
+from model import Model
 from peers import DoesNotFit, Peer, peers
 
 CPU = torch.device("cpu")
@@ -130,6 +134,54 @@ def test_one_fault_is_seen_by_each_judge() -> None:
     for limits, allowed in (({}, 3), ({"top_k": 2}, 2), ({"top_p": 0.4}, 1), ({"min_p": 0.5}, 2)):
         found = [in_support(torch.tensor([t]), None, (probs,), limits) == 0 for t in range(4)]
         assert sum(found) == allowed
+
+
+@pytest.mark.parametrize("phase", models.TINY_PHASES, ids=str)
+@pytest.mark.parametrize("name", models.SHAPES)
+def test_a_model_gives_the_logits_of_transformers(name: str, phase: models.Phase) -> None:
+    kind, _, sizes = models.SHAPES[name]
+    model = models.build(kind, sizes, 2, "cpu", torch.float32)
+    tokens = torch.randint(99, (phase.rows, phase.keys))
+    want = model(tokens, use_cache=False).logits[:, -1]
+    got = models.ours(Model.of(model, phase.keys), phase, tokens)()
+    # Measured 1e-7 to 1e-6.
+    assert models.off(got, want) < 1e-5
+    assert models.off(models.theirs(model, phase, tokens)(), want) < 1e-5
+
+
+def row(rows: int, us: dict[str, float], **more: Any) -> dict[str, Any]:
+    """A row as a run writes it, with two backends and hal's choice."""
+    known = {"family": "norm", "op": "rms_norm", "shape": f"({rows})", "rows": rows, "flops": 0}
+    empty = {"wrong": {}, "refused": {}, "notes": {}, "host_us": {}, "compared": {}}
+    found = {"bytes": 8000, "copy_us": 1.0, "served": "triton:triton", "us": us}
+    return {**known, **empty, **found, "ours": ["cuda", "triton", "hal"], **more}
+
+
+def test_a_summary_counts_who_wins_and_whether_hal_chooses_well() -> None:
+    times = {"cuda": 2.0, "triton": 4.0, "hal": 4.0, "sgl": 8.0, "floor": 1.0}
+    first = row(1, times, notes={"floor": "does less"})
+    even = row(16, {**times, "sgl": 4.05})
+    lost = row(1024, {**times, "sgl": 2.0}, wrong={"triton": "off"})
+    assert (summary.ratio(first), summary.share(first), summary.choice(first)) == (2.0, 0.25, 0.5)
+    lost["notes"] = even["notes"] = first["notes"]
+    (line,) = summary.totals([first, even, lost])
+    assert line[:6] == ("rms_norm", "3", "1.42", "1/1/0", "0.50", "0/0/1")
+    assert line[-2:] == ("0.50", "1")
+
+
+def test_a_page_has_the_machine_the_command_and_each_case() -> None:
+    run = {"machine": {"name": "a GPU", "torch": "2", "hal": "1"}, "command": "--family norm"}
+    run |= {"refuted": {}, "absent": {"rms_norm by musa": "is not offered"}}
+    some = [
+        row(1, {"hal": 4.0}, refused={"sgl": "takes nothing"}),
+        row(64, {"hal": 4.0, "sgl": 8.0}),
+    ]
+    said = pages.page("norm", some, run)
+    for part in ("a GPU, torch 2, hal 1", "run.py --family norm", "| (64) |", "2.00 sgl"):
+        assert part in said
+    assert "sgl has nothing for `(1)`: takes nothing." in said
+    assert "Not timed: rms_norm by musa: is not offered." in said
+    assert "[Norm](norm.md)" in pages.index({"norm": (some, run)})
 
 
 def error(function: Callable[[], Any]) -> str:

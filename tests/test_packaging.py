@@ -60,7 +60,7 @@ def test_metadata(wheel: dict[str, str]) -> None:
     metadata = HeaderParser().parsestr(wheel[f"{info}/METADATA"])
     assert (metadata["Name"], metadata["Version"]) == ("torch-hal", hal.__version__)
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = {"triton", "cuda", "musa", "test", "dev", "examples", "testing"}
+    extras = {"triton", "cuda", "musa", "test", "dev", "benchmarks", "examples", "testing"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     names = ["attrs", "packaging", "pluggy", "rich", "torch", "typer"]

@@ -47,22 +47,22 @@ def _wide(m: int, n: int, k: int, device: torch.device) -> Call:
     return lambda: functional.linear(x, weight)
 
 
+def _scales(x_scale: Tensor, weight_scale: Tensor) -> dict[str, Tensor]:
+    return {"a_scale": x_scale, "b_scale": weight_scale}
+
+
 @vllm("fused_gemv", "cutlass_scaled_mm", planned=True)
-def vllm_gemv(
-    x: Tensor, weight: Tensor, x_scale: Tensor | None = None, weight_scale: Tensor | None = None
-) -> Call:
-    if x_scale is None or weight_scale is None:
-        raise DoesNotFit("multiplies 8-bit codes")
-    return vllm_block_scaled_mm(x, weight, x_scale, weight_scale, torch.bfloat16)
+def vllm_gemv(x: Tensor, weight: Tensor, **more: Any) -> Call:
+    if more.keys() != {"x_scale", "weight_scale"}:
+        raise DoesNotFit("multiplies 8-bit codes, and nothing after that")
+    return vllm_block_scaled_mm(x, weight, **_scales(**more), out_dtype=torch.bfloat16)
 
 
 @on_cuda("torch block", "fused_gemv", planned=True)
-def torch_block_gemv(
-    x: Tensor, weight: Tensor, x_scale: Tensor | None = None, weight_scale: Tensor | None = None
-) -> Call:
-    if x_scale is None or weight_scale is None:
-        raise DoesNotFit("multiplies 8-bit codes")
-    return torch_block_scaled_mm(x, weight, x_scale, weight_scale, torch.bfloat16)
+def torch_block_gemv(x: Tensor, weight: Tensor, **more: Any) -> Call:
+    if more.keys() != {"x_scale", "weight_scale"}:
+        raise DoesNotFit("multiplies 8-bit codes, and nothing after that")
+    return torch_block_scaled_mm(x, weight, **_scales(**more), out_dtype=torch.bfloat16)
 
 
 @peer("torch", "fused_moe_gemv")

@@ -101,7 +101,7 @@ def flashinfer(op: str, **more: Any) -> Decorator:
 
 
 def peers(op: str, names: list[str] | None = None) -> list[Peer]:
-    """The peers of a form: those of the given names, else all that are loaded soon."""
-    wanted = [p for p in PEERS.values() if p.op == op]
-    asked = [p for p in wanted if (p.name in names if names else p.name not in ON_REQUEST)]
+    """The peers of a form that have one of the names, "all" being any; else those loaded soon."""
+    given = names or sorted({p.name for p in PEERS.values()} - ON_REQUEST)
+    asked = [p for p in PEERS.values() if p.op == op and (p.name in given or "all" in given)]
     return [p for p in asked if p.there()]
