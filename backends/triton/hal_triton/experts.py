@@ -42,10 +42,15 @@ def fused_experts(
     w2_scale: Tensor | None = None,
     activation: str = "silu",
 ) -> Run:
-    pairs, inter, (x_in, _, stride) = topk_ids.numel(), w2.shape[2], rows_like(x)
-    blocks, of_x, of_inner = _blocks(topk_ids, w13), (x, stride), (_single(x, pairs, inter), inter)
-    first = _product(*of_x, pairs, Weight(w13, w13_scale, block=BLOCK), blocks, activation)
-    second = _product(*of_inner, pairs, Weight(w2, w2_scale, block=BLOCK), blocks, None)
+    (pairs, inter), (x_in, _, stride) = (topk_ids.numel(), w2.shape[2]), rows_like(x)
+    blocks, single = _blocks(topk_ids, w13), element(x.device, torch.float32)
+    # In float32 as the sum of two numbers: what multiplies bfloat16 takes them as they are.
+    inner = element(x.device, w13.dtype) if w13.dtype == torch.bfloat16 else single
+    first = _product(
+        x, stride, inner, pairs, Weight(w13, w13_scale, block=BLOCK), blocks, activation
+    )
+    inner = inner.expand(pairs, inter)
+    second = _product(inner, inter, single, pairs, Weight(w2, w2_scale, block=BLOCK), blocks, None)
     made, add = empty(x.shape, x), _sum(x, w13.shape[0], topk_ids.shape[-1])
 
     def run(
@@ -61,18 +66,13 @@ def fused_experts(
     ) -> Tensor:
         ids = topk_ids.contiguous()
         placed = blocks.place(ids)
-        inner = first(x_in(x), None, w13, w13_scale, *placed)
-        parts = second(inner, ids, w2, w2_scale, *placed)
+        inner, rest = first(x_in(x), None, None, w13, w13_scale, *placed)
+        parts, _ = second(inner, rest, ids, w2, w2_scale, *placed)
         out = made()
         add(out, parts, topk_weights.contiguous(), ids)
         return out
 
     return run
-
-
-def _single(x: Tensor, *shape: int) -> Tensor:
-    """An example of a tensor in float32 that has this shape."""
-    return element(x.device, torch.float32).expand(shape)
 
 
 def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
@@ -99,6 +99,7 @@ def _sum(x: Tensor, experts: int, choices: int) -> Run:
 def _product(
     x: Tensor,
     x_stride: int,
+    like: Tensor,
     pairs: int,
     weight: Weight,
     blocks: _Blocks,
@@ -106,8 +107,9 @@ def _product(
 ) -> Run:
     """What makes [pairs, n], whose pairs are spread evenly over the rows of tensors like ``x``.
 
-    It takes x, ids if a row is there only for a known one, the weight's data and scale, and where
-    the pairs are placed.
+    It takes x and, if there is one, its second part, ids if a row is there only for a known one,
+    the weight's data and scale, and where the pairs are placed. The result has the dtype of
+    ``like``, and a second part unless that is float32.
     """
     columns, rows, experts = x.shape[-1], x.shape[:-1].numel(), weight.data.shape[0]
     outs = weight.data.shape[1] // (1 if activation is None else 2)
@@ -120,6 +122,8 @@ def _product(
         scale_expert = weight.scale.stride(0)
     elif x.dtype.itemsize > weight.data.dtype.itemsize:
         k //= 2  # In float32 a row of x takes twice the room.
+    elif activation is None and x.dtype == torch.bfloat16:
+        num_stages -= 1  # So it does in two parts.
     strides = x_stride, *data_in(weight.data).stride()[:2]
     scale_row, scale_step, _, *block = weight.numbers(columns)
     numbers = (
@@ -127,14 +131,15 @@ def _product(
         groups, scale_expert, scale_row, scale_step, *block,
     )  # fmt: skip
     grid = blocks.number * ceil_div(outs, n if activation is None else n // 2), 1, 1
-    constants = activation, m, n, k, unit(columns, *strides)
+    constants = activation, m, n, k, unit(columns, outs, *strides)
     launch = kernels.multiply_blocks.bind(grid, numbers, constants, num_warps, num_stages)
-    made = empty((pairs, outs), x, torch.float32)
+    made, whole = empty((pairs, outs), like), like.dtype == torch.float32
 
-    def run(x: Tensor, ids: Tensor | None, data: Tensor, scale: Any, *placed: Any) -> Tensor:
-        out, (x, by_x) = made(), encode(x, ids)
-        launch(out, x, data_in(data), by_x, scale, *placed)
-        return out
+    def run(x: Tensor, rest: Any, ids: Any, data: Tensor, scale: Any, *placed: Any) -> Any:
+        out, out_rest = made(), None if whole else made()
+        x, by_x = encode(x, ids)
+        launch(out, out_rest, x, rest, data_in(data), by_x, scale, *placed)
+        return out, out_rest
 
     return run
 

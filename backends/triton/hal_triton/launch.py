@@ -67,15 +67,7 @@ class Launcher:
         num_stages: int = 3,
     ) -> None:
         """Run it once, as ``bind`` says."""
-        device = next(tensor.device for tensor in tensors if tensor is not None)
-        dtypes = [tensor if tensor is None else tensor.dtype for tensor in tensors]
-        key = (device, num_warps, num_stages, *constants, *dtypes)
-        special = self._special.get(key)
-        if special is None:
-            if len(self._special) >= _MAX_SPECIAL:
-                self._special.clear()
-            special = self._special[key] = Special(self, constants, num_warps, num_stages)
-        special(grid, tensors, numbers)
+        self._for(tensors, constants, num_warps, num_stages)(grid, tensors, numbers)
 
     def bind(
         self,
@@ -98,8 +90,33 @@ class Launcher:
             num_warps: Warps of a program.
             num_stages: How many loads of a loop are under way at once.
         """
-        special = Special(self, constants, num_warps, num_stages)
-        return lambda *tensors: special(grid, tensors, numbers)
+        special: Special | None = None
+
+        def launch(*tensors: Tensor | None) -> None:
+            nonlocal special
+            if special is None:
+                special = self._for(tensors, constants, num_warps, num_stages)
+            special(grid, tensors, numbers)
+
+        return launch
+
+    def _for(
+        self,
+        tensors: Sequence[Tensor | None],
+        constants: Sequence[Any],
+        num_warps: int,
+        num_stages: int,
+    ) -> Special:
+        """What is kept for all plans that differ in numbers only."""
+        device = next(tensor.device for tensor in tensors if tensor is not None)
+        dtypes = [tensor if tensor is None else tensor.dtype for tensor in tensors]
+        key = (device, num_warps, num_stages, *constants, *dtypes)
+        special = self._special.get(key)
+        if special is None:
+            if len(self._special) >= _MAX_SPECIAL:
+                self._special.clear()
+            special = self._special[key] = Special(self, constants, num_warps, num_stages)
+        return special
 
 
 class Special:

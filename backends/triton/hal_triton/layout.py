@@ -23,7 +23,6 @@ __all__ = [
     "flat",
     "flat_like",
     "rows_like",
-    "rows_of",
     "same",
     "tile",
     "unit",

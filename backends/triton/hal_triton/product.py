@@ -200,7 +200,7 @@ def _of_rows(
     numbers = (
         rows, outs, width, factors.x_stride, w_stride, *factors.by_x, *weight.numbers(columns),
     )  # fmt: skip
-    constants = activation, exact, m, n, k, unit(width, factors.x_stride, w_stride)
+    constants = activation, exact, m, n, k, unit(outs, width, factors.x_stride, w_stride)
     grid = ceil_div(rows, m) * ceil_div(outs, n if activation is None else n // 2), 1, 1
     launch = matmul.multiply.bind(grid, numbers, constants, num_warps, num_stages)
     return factors.launched(launch)

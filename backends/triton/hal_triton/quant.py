@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 
 _TILES = 2048, 1024, 512
 """Columns of a program, of which those are taken that leave the fewest idle in the last one."""
-_FLAT = 1024
+_FLAT = 2048
 _PEAKS = 1024
 
 
@@ -135,7 +135,8 @@ def _quantised(x: Tensor, into: Coding) -> Run:
     if plan.several:
         launch, rest = into.bind("x", plan, columns, (stride, 0)), (None,) * 5
     else:
-        how = (rows, 1, 1), (columns, stride), (largest(into.dtype), plan.block)
+        constants = largest(into.dtype), plan.block, unit(columns, stride)
+        how = (rows, 1, 1), (columns, stride), constants
         launch, rest = kernels.quantise_long.bind(*how, plan.num_warps), ()
 
     def run(x: Tensor, *_: Any, **_named: Any) -> tuple[Tensor, Tensor]:
@@ -154,8 +155,9 @@ def per_tensor_quant(
     some = 0 if scale is not None else min(blocks, _PEAKS)
     codes, scales = empty(x.shape, x, dtype), empty((1,), x, torch.float32)
     peaks_of = empty((some,), x, torch.float32)
-    find = kernels.find_peaks.bind((some, 1, 1), (count,), (_FLAT,))
-    constants = scale is not None, largest(dtype), _PEAKS, _FLAT
+    shape = _FLAT, unit(count)
+    find = kernels.find_peaks.bind((some, 1, 1), (count,), shape)
+    constants = scale is not None, largest(dtype), _PEAKS, *shape
     launch = kernels.quantise_all.bind((blocks, 1, 1), (count, some), constants)
 
     def run(x: Tensor, scale: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor]:

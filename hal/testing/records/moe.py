@@ -34,6 +34,7 @@ def align_values(draw: Draws) -> Iterator[Sample]:
         some[3] = torch.tensor([low, high, -1], dtype=dtype)
         yield Sample(f"ids that are no expert {dtype}", (some, 8, 4))
     yield Sample("no id is an expert", (torch.full((5, 2), -1), 8, 4))
+    yield Sample("no ids for many experts", (torch.zeros(0, 8, dtype=torch.int32), 600, 16))
     yield Sample("one expert has all", (torch.full((9, 2), 5), 8, 4))
     yield Sample("whole blocks", (torch.arange(8).repeat(16), 8, 16))
     yield Sample("one more than whole blocks", (torch.arange(8).repeat(17), 8, 16))

@@ -6,14 +6,16 @@ import triton.language as tl
 
 from hal_triton.kernels.matmul import activated, put, tile_at, weight_rows
 from hal_triton.kernels.pdl import await_previous
-from hal_triton.kernels.sums import scaled_sums, sums
+from hal_triton.kernels.sums import halves, scaled_sums, sums
 from hal_triton.launch import launcher
 
 
 @launcher
 def multiply_blocks(
     out,
+    out_rest,
     x,
+    x_rest,
     weight,
     x_scale,
     w_scale,
@@ -44,11 +46,12 @@ def multiply_blocks(
     """Write out [pairs, outs], of the rows of x, choices pairs each, and their expert's weight.
 
     Block i has the expert expert_of[i] and the pairs pair_of[i * M] and on; without pair_of it has
-    pair i alone. Pairs that no block has are not written. For the rest see ``multiply``.
+    pair i alone. Pairs that no block has are not written. out and x may be in two parts of 16 bits,
+    of which the second has what the first leaves. For the rest see ``multiply``.
     """
     await_previous(PDL)
     WIDTH: tl.constexpr = N if ACTIVATION is None else N // 2
-    columns = columns // UNIT * UNIT
+    columns, outs = columns // UNIT * UNIT, outs // UNIT * UNIT
     block, across = tile_at(blocks, (outs + WIDTH - 1) // WIDTH)
     expert = tl.load(expert_of + block).to(tl.int64)
     if (expert >= 0) & (expert < experts):
@@ -63,14 +66,19 @@ def multiply_blocks(
         x_at = x + row * (x_stride // UNIT * UNIT)
         w_at = weight + expert * (w_expert // UNIT * UNIT) + w_row * (w_stride // UNIT * UNIT)
         if w_scale is None:
-            total = sums(x_at, x_in, w_at, w_in, columns, M, N, K)
+            rest_at = None if x_rest is None else x_rest + row * (x_stride // UNIT * UNIT)
+            total = sums(x_at, rest_at, x_in, w_at, w_in, columns, M, N, K)
         else:
             by = x_scale + row * x_scale_stride
             scale_at = w_scale + expert * scale_expert + w_row // rows_of_block * w_scale_stride
             total = scaled_sums(
                 x_at, x_in, by, 1, w_at, w_in, scale_at, w_step, columns, size, M, N, K
             )
-        put(out, activated(total, ACTIVATION, M, N), pair, x_in, across, outs, M, WIDTH)
+        total = activated(total, ACTIVATION, M, N)
+        if out_rest is not None:
+            total, rest = halves(total, 16)
+            put(out_rest, rest, pair, x_in, across, outs, M, WIDTH)
+        put(out, total, pair, x_in, across, outs, M, WIDTH)
 
 
 @launcher

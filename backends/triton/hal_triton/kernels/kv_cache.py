@@ -43,7 +43,9 @@ def _store(
         factor = token.to(tl.float32) * 0 + number
         if scale is not None:
             factor = tl.load(scale + head * scale_stride, stored, 1.0)
-        value = encoded(value.to(tl.float32), factor[:, None], cache.dtype.element_ty, LARGEST)
+        value = encoded(
+            value.to(tl.float32), factor[:, None], cache.dtype.element_ty, LARGEST, False
+        )
     to = block * (cache_block // UNIT * UNIT) + place * (cache_slot // UNIT * UNIT)
     to += head * (cache_head // UNIT * UNIT)
     tl.store(cache + to[:, None] + column * cache_column, value, mask)

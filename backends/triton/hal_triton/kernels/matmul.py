@@ -90,7 +90,7 @@ def multiply(
     """
     await_previous(PDL)
     WIDTH: tl.constexpr = N if ACTIVATION is None else N // 2
-    columns = columns // UNIT * UNIT
+    columns, outs = columns // UNIT * UNIT, outs // UNIT * UNIT
     down, across = tile_at((rows + M - 1) // M, (outs + WIDTH - 1) // WIDTH)
     row = down * M + tl.arange(0, M)
     x_in, at = row < rows, row.to(tl.int64)
@@ -98,7 +98,7 @@ def multiply(
     x_at = x + at * (x_stride // UNIT * UNIT)
     w_at = weight + w_row * (w_stride // UNIT * UNIT)
     if w_scale is None:
-        total = sums(x_at, x_in, w_at, w_in, columns, M, N, K)
+        total = sums(x_at, None, x_in, w_at, w_in, columns, M, N, K)
     else:
         scale_at = w_scale + w_row // rows_of_block * w_scale_stride
         if x_scale is not None:

@@ -37,17 +37,23 @@ def scale_of(peak, LARGEST: tl.constexpr, UE8M0: tl.constexpr):
 
 
 @triton.jit
-def encoded(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
-    """X / scale clamped and rounded half to even; NaN is 0 as an integer."""
+def encoded(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr, FITS: tl.constexpr):
+    """X / scale clamped and rounded half to even; NaN is 0 as an integer.
+
+    FITS says that the scale was made so that no x exceeds it times the largest code, but for what
+    rounding takes back: there is nothing to clamp.
+    """
     # The quotient by a reciprocal, then what is left of x by it again: rounded as by one division,
     # whose own code is many times longer where x is 0.
     inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
     value = x * inverse
-    finite = tl.where(scale < float("inf"), scale, 0.0)
-    nearer = tl.fma(tl.fma(-value, finite, x), inverse, value)
-    value = tl.where(tl.abs(value) > 2 * LARGEST, value, nearer)
-    # Comparisons with NaN are false, which leaves it.
-    value = tl.where(value > LARGEST, LARGEST, tl.where(value < -LARGEST, -LARGEST, value))
+    if not FITS:
+        # Of an infinite quotient nothing that is a number would be left.
+        value = tl.clamp(value, -2 * LARGEST, 2 * LARGEST, tl.PropagateNan.ALL)
+    minus = tl.where(scale < float("inf"), -scale, 0.0)
+    value = tl.fma(tl.fma(value, minus, x), inverse, value)
+    if not FITS:
+        value = tl.clamp(value, -LARGEST, LARGEST, tl.PropagateNan.ALL)
     if tl.int8 == KIND:
         value = tl.where(value == value, value, 0.0)
         # Past 1.5 * 2**23 float32 has no fractions left, so that the sum is rounded.
@@ -94,7 +100,9 @@ def quantise(
     await_previous(PDL)
     KIND: tl.constexpr = q.dtype.element_ty
     columns = columns // UNIT * UNIT
-    matrix, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    matrix, tile = tl.program_id(0) * 0, tl.program_id(0)
+    if tiles < tl.num_programs(0):
+        matrix, tile = tile // tiles, tile % tiles
     within = (tile * ROWS + tl.arange(0, ROWS))[:, None]
     row = (matrix * inner + within).to(tl.int64)
     first = tl.program_id(1) * BLOCK
@@ -119,14 +127,14 @@ def quantise(
     where = q + row * columns + column
     if given is not None:
         made = tl.load(given)
-        tl.store(where, encoded(value, made, KIND, LARGEST), mask)
+        tl.store(where, encoded(value, made, KIND, LARGEST, False), mask)
         if tl.program_id(0) + tl.program_id(1) == 0:
             tl.store(scale, made)
     else:
         GROUPS: tl.constexpr = BLOCK // GROUP
         grouped = tl.reshape(value, (ROWS, GROUPS, GROUP))
         made = scale_of(largest_magnitude(grouped, 2), LARGEST, UE8M0)
-        codes = encoded(grouped, made[:, :, None], KIND, LARGEST)
+        codes = encoded(grouped, made[:, :, None], KIND, LARGEST, True)
         tl.store(where, tl.reshape(codes, (ROWS, BLOCK)), mask)
         group = first // GROUP + tl.arange(0, GROUPS)[None, :]
         kept = there & (group * GROUP < columns)
@@ -156,23 +164,26 @@ def quantise_long(
     x_stride: tl.int64,
     LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A row that registers do not hold, with one scale."""
     await_previous(PDL)
+    columns = columns // UNIT * UNIT
     row = tl.program_id(0).to(tl.int64)
+    at = x + row * (x_stride // UNIT * UNIT)
     place = tl.arange(0, BLOCK)
     peaks = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, columns, BLOCK):
-        value = tl.load(x + row * x_stride + start + place, start + place < columns, 0.0)
+        value = tl.load(at + start + place, start + place < columns, 0.0)
         bits = value.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
         peaks = tl.maximum(peaks, bits)
     made = scale_of(tl.max(peaks, 0, keep_dims=True).to(tl.float32, bitcast=True), LARGEST, False)
     tl.store(scale + row + tl.arange(0, 1), made)
     for start in range(0, columns, BLOCK):
         column = start + place
-        value = tl.load(x + row * x_stride + column, column < columns, 0.0).to(tl.float32)
-        codes = encoded(value, made, q.dtype.element_ty, LARGEST)
+        value = tl.load(at + column, column < columns, 0.0).to(tl.float32)
+        codes = encoded(value, made, q.dtype.element_ty, LARGEST, True)
         tl.store(q + row * columns + column, codes, column < columns)
 
 
@@ -182,10 +193,12 @@ def find_peaks(
     x,
     count: tl.int64,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """The largest magnitude of every so-manieth block; a peak for each program."""
     await_previous(PDL)
+    count = count // UNIT * UNIT
     place = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.int32)
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -207,10 +220,12 @@ def quantise_all(
     LARGEST: tl.constexpr,
     PEAKS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """With the scale of all peaks, or with that which is given in their place."""
     await_previous(PDL)
+    count = count // UNIT * UNIT
     if GIVEN:
         made = tl.load(peaks + tl.arange(0, 1))
     else:
@@ -221,4 +236,5 @@ def quantise_all(
         tl.store(scale + tl.arange(0, 1), made)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place, place < count, 0.0).to(tl.float32)
-    tl.store(q + place, encoded(value, made, q.dtype.element_ty, LARGEST), place < count)
+    codes = encoded(value, made, q.dtype.element_ty, LARGEST, not GIVEN)
+    tl.store(q + place, codes, place < count)

@@ -32,18 +32,24 @@ def add_product(total, a, b):
 
 
 @triton.jit
+def halves(x, BITS: tl.constexpr):
+    """Numbers in float32 without their lowest bits, and the rest of each."""
+    high = (x.to(tl.int32, bitcast=True) & -(1 << BITS)).to(tl.float32, bitcast=True)
+    return high, tl.where(high == x, 0.0, x - high)  # An infinity less itself is NaN.
+
+
+@triton.jit
 def add_wide_product(total, a, b):
     """The same with a in float32 and b in 16 bits: first with what these hold of a, then the rest.
 
     float16 has too few exponents for that, but tf32 holds all of it.
     """
-    KEPT: tl.constexpr = -65536 if b.dtype == tl.bfloat16 else -8192
-    high = (a.to(tl.int32, bitcast=True) & KEPT).to(tl.float32, bitcast=True)
-    rest = tl.where(high == a, 0.0, a - high)  # An infinity less itself is NaN.
     if b.dtype == tl.bfloat16:
+        high, rest = halves(a, 16)
         total = tl.dot(high.to(tl.bfloat16), b, total)
         total = tl.dot(rest.to(tl.bfloat16), b, total)
     else:
+        high, rest = halves(a, 13)
         b = b.to(tl.float32)
         total = tl.dot(high, b, total, input_precision="tf32")
         total = tl.dot(rest, b, total, input_precision="tf32")
@@ -51,7 +57,8 @@ def add_wide_product(total, a, b):
 
 
 @triton.jit
-def sums(x, x_in, w, w_in, columns, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+def sums(x, x_rest, x_in, w, w_in, columns, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """X may be in two parts, whose rests are in rows at x_rest."""
     total = tl.full((M, N), 0, tl.float32)
     for start in range(0, columns, K):
         k = start + tl.arange(0, K)
@@ -59,6 +66,9 @@ def sums(x, x_in, w, w_in, columns, M: tl.constexpr, N: tl.constexpr, K: tl.cons
         a = tl.load(x[:, None] + k[None, :], x_in[:, None] & inside[None, :], 0.0)
         b = tl.load(w[None, :] + k[:, None], w_in[None, :] & inside[:, None], 0.0)
         total = add_product(total, a, b)
+        if x_rest is not None:
+            a = tl.load(x_rest[:, None] + k[None, :], x_in[:, None] & inside[None, :], 0.0)
+            total = add_product(total, a, b)
     return total
 
 
