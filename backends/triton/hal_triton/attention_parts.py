@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hal_triton.launch import next_power_of_2
-from hal_triton.layout import unit
+from hal_triton.layout import Convert, flat_like, same, unit
 from hal_triton.target import served
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = [
+    "ONE",
     "Keys",
+    "Query",
     "Scale",
     "Scores",
-    "Tile",
     "Width",
+    "block_of",
     "columns_together",
     "head_width",
-    "results",
+    "numbers",
+    "served_widths",
     "within",
 ]
 
@@ -34,19 +35,43 @@ _LEAST = 16
 """Columns and rows of a tile that is multiplied."""
 
 
+class Query(NamedTuple):
+    """How queries [tokens, heads, head_dim] lie."""
+
+    q: Tensor
+    """One like theirs, for its device and dtype."""
+    strides: tuple[int, ...]
+    """Of tokens and heads, of the first columns and of the rest."""
+    sequences: int
+    longest: int
+    """No sequence has more."""
+    ragged: bool = True
+    """Whether sequences start where a tensor says, and have one query each if not."""
+
+    @classmethod
+    def like(cls, q: Tensor, starts: Tensor, longest: int) -> tuple[Convert, Query]:
+        """What makes a kernel's argument of an op's, and how that lies."""
+        convert, strides = columns_together(q)
+        return convert, cls(q, strides[:2] * 2, starts.shape[0] - 1, longest)
+
+
 class Scale(NamedTuple):
     """What keys or values are multiplied with: a number, or one in memory for each head."""
 
     number: float = 1.0
-    tensor: Tensor | None = None
     stride: int = 0
+    convert: Convert = same
+    """What makes a kernel's argument of an op's."""
 
     @classmethod
     def of(cls, scale: Tensor | float | None) -> Scale:
         """As ops take it."""
         if isinstance(scale, Tensor):
-            return cls(1.0, scale.reshape(-1).contiguous(), int(scale.numel() > 1))
-        return cls() if scale is None else cls(float(scale))
+            return cls(1.0, int(scale.numel() > 1), flat_like(scale))
+        return cls(1.0 if scale is None else float(scale), 0, _none)
+
+
+ONE = Scale()
 
 
 class Scores(NamedTuple):
@@ -108,36 +133,6 @@ class Width(NamedTuple):
         return self[:3] == self[3:]
 
 
-class Tile(NamedTuple):
-    """Rows and keys that a program has at once."""
-
-    rows: int
-    keys: int
-    num_warps: int
-    ahead: int
-    """Tiles of keys that are on their way while one is multiplied."""
-    split: bool
-    """Whether weights are rounded in two parts, which costs a third of the products."""
-
-    def num_stages(self, paged: bool) -> int:
-        """Those of a loop: what lies in pages is on its way as long again as its place is."""
-        return 1 + self.ahead * (2 if paged else 1)
-
-    def fitted(self, of_row: int, of_key: int, room: int) -> Tile:
-        """One that takes no more of the shared memory, or the smallest.
-
-        Args:
-            of_row: Bytes that it has of a row.
-            of_key: Bytes that it has of a key and its value.
-            room: Bytes of the shared memory.
-        """
-        taken = self.rows * of_row + (self.ahead + 1) * self.keys * of_key
-        if self.keys == _LEAST or taken <= room:
-            return self
-        less = {"ahead": 1} if self.ahead > 1 else {"keys": self.keys // 2}
-        return self._replace(**less).fitted(of_row, of_key, room)
-
-
 def block_of(columns: int) -> int:
     """Columns of a tile that holds so many."""
     return max(next_power_of_2(columns), _LEAST)
@@ -153,48 +148,46 @@ def head_width(head_dim: int, value_dim: int) -> Width:
 
 
 class Keys(NamedTuple):
-    """Keys and values, one sequence after the other or in pages."""
+    """How keys and values lie, one sequence after the other or in pages."""
 
-    k: Tensor
-    v: Tensor | None
-    """None if values are the first part of keys."""
-    table: Tensor | None
-    lengths: Tensor
-    """Where sequences start in k and v; with a table the keys of each."""
+    heads: int
+    itemsize: int
     most: int
     block_size: int
-    strides: tuple[int, ...]
-    """Of pages, rows, heads and columns, of k and then of v."""
+    """0 if they are not in pages."""
+    table_stride: int
+    k: tuple[int, ...]
+    """Strides of pages, rows, heads and columns."""
+    v: tuple[int, ...] | None
+    """None if values are the first part of keys."""
 
     @classmethod
-    def ragged(cls, k: Tensor, v: Tensor, starts: Tensor) -> Keys:
+    def ragged(cls, k: Tensor, v: Tensor) -> Keys:
         """[tokens, kv_heads, head_dim] each."""
-        strides = (0, *k.stride(), 0, *v.stride())
-        return cls(k, v, None, starts.contiguous(), 0, 1, strides)
+        return cls(k.shape[1], k.itemsize, 0, 0, 0, (0, *k.stride()), (0, *v.stride()))
 
     @classmethod
     def paged(
-        cls, k: Tensor, v: Tensor | None, table: Tensor, lengths: Tensor, most: int = _FAR
+        cls, k: Tensor, v: Tensor | None, pages: int, table_stride: int, most: int = _FAR
     ) -> Keys:
-        """[blocks, block_size, kv_heads, head_dim] each."""
-        table = columns_together(table)
-        most = min(most, table.shape[1] * k.shape[1]) if k.shape[0] else 0
-        strides = (*k.stride(), *((0, 0, 0, 0) if v is None else v.stride()))
-        return cls(k, v, table, lengths.contiguous(), most, k.shape[1], strides)
+        """[blocks, block_size, kv_heads, head_dim] each, with so many pages of a sequence."""
+        most = min(most, pages * k.shape[1]) if k.shape[0] else 0
+        strides = k.stride(), None if v is None else v.stride()
+        return cls(k.shape[2], k.itemsize, most, k.shape[1], table_stride, *strides)
 
     @property
     def sizes(self) -> tuple[int, int]:
         """The block size and its logarithm, where it has one."""
-        return self.block_size, self.block_size.bit_length() - 1
+        return self.block_size, max(self.block_size.bit_length() - 1, 0)
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The stride of the table and all others."""
-        return (0 if self.table is None else self.table.stride(0), *self.strides)
+        return self.table_stride, *self.k, *(self.v or (0, 0, 0, 0))
 
     def pages(self, tile: int) -> int:
         """PAGES for tiles of so many keys."""
-        if self.table is None:
+        if self.block_size == 0:
             return 0
         if self.block_size & (self.block_size - 1):
             return 1
@@ -206,21 +199,32 @@ class Keys(NamedTuple):
 
     def unit(self, width: Width, *strides: int) -> int:
         """UNIT for these and further strides; 0 if columns do not lie side by side."""
-        if self.strides[3] != 1 or (self.v is not None and self.strides[7] != 1):
+        if self.k[3] != 1 or (self.v is not None and self.v[3] != 1):
             return 0
-        together = *self.strides[:3], *self.strides[4:7], width.first, width.value_dim
+        together = *self.k[:3], *(self.v or ())[:3], width.first, width.value_dim
         return unit(*together, *strides)
 
 
-def columns_together(x: Tensor) -> Tensor:
-    """``x`` with the elements of a row side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def numbers(
+    query: Query, keys: Keys, width: Width, scores: Scores, k_scale: Scale, v_scale: Scale
+) -> tuple[float, ...]:
+    """What every kernel is told, in its order, from ``most`` on."""
+    return (
+        *(keys.most, query.q.shape[1] // keys.heads, *width[:3], *keys.sizes, *scores[:2]),
+        *(*query.strides, *keys.steps, k_scale.stride, v_scale.stride),
+        *(*scores.shape, v_scale.number),
+    )
 
 
-def results(q: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
-    """Memory for the two results, for each row of queries [..., head_dim]."""
-    leading = q.shape[:-1]
-    return q.new_empty((*leading, value_dim)), q.new_empty(leading, dtype=torch.float32)
+def columns_together(x: Tensor) -> tuple[Convert, tuple[int, ...]]:
+    """What has the elements of a row of tensors like ``x`` lie side by side, and strides then."""
+    if x.stride(-1) == 1:
+        return same, x.stride()
+    return torch.Tensor.contiguous, x.contiguous().stride()
+
+
+def _none(_scale: Any) -> None:
+    """A number is not in memory."""
 
 
 def within(most: int, *sizes: tuple[str, int]) -> str | None:

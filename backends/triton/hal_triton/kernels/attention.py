@@ -26,10 +26,10 @@ def attend(
     sequences: tl.int32,
     tiles: tl.int32,
     tokens: tl.int32,
-    most: tl.int32,
     heads: tl.int32,
-    group: tl.int32,
     pack: tl.int32,
+    most: tl.int32,
+    group: tl.int32,
     first: tl.int32,
     rest: tl.int32,
     value_dim: tl.int32,
@@ -39,6 +39,8 @@ def attend(
     right: tl.int32,
     q_stride: tl.int64,
     q_head: tl.int64,
+    rest_stride: tl.int64,
+    rest_head: tl.int64,
     table_stride: tl.int64,
     k_page: tl.int64,
     k_slot: tl.int64,
@@ -112,6 +114,9 @@ def attend(
         k_factor = tl.load(k_scales + kv_head * k_scale_stride).to(tl.float32)
     if v_scales is not None:
         v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
+    sizes, shape = (block_size, shift, first, rest, value_dim), (scale, cap, cap_scale)
+    of_q, of_rest = (q_stride, q_head), (rest_stride, rest_head)
+    of_k, of_v = (k_page, k_slot, k_column), (v_page, v_slot, v_column)
 
     row = begin + tl.arange(0, BLOCK_M)
     if PACKED:
@@ -149,8 +154,7 @@ def attend(
             table,
             *(i * BLOCK_N, lowest, highest, least, keys),
             k_factor,
-            *(block_size, shift, first, rest, value_dim),
-            *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+            *(sizes, of_k, of_v, shape),
             *(False, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
     for i in range((open_low - low) + (high - open_high)):
@@ -164,8 +168,7 @@ def attend(
             table,
             *(at * BLOCK_N, lowest, highest, least, keys),
             k_factor,
-            *(block_size, shift, first, rest, value_dim),
-            *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+            *(sizes, of_k, of_v, shape),
             *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
     finish(
@@ -174,7 +177,6 @@ def attend(
         *(v_factor, q, q + first, k, v),
         table,
         k_factor,
-        *(keys, count, left, right, block_size, shift, first, rest, value_dim),
-        *(q_stride, q_head, q_stride, q_head, k_page, k_slot, k_column, v_page, v_slot, v_column),
-        *(sign, scale, cap, cap_scale, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+        *(keys, count, left, right, sizes, of_q, of_rest, of_k, of_v),
+        *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
     )

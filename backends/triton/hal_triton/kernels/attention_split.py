@@ -60,10 +60,7 @@ def attend_parts(
     out,
     lse,
     parts,
-    peaks,
-    totals,
     q,
-    q_rest,
     k,
     v,
     table,
@@ -72,6 +69,7 @@ def attend_parts(
     sinks,
     k_scales,
     v_scales,
+    q_rest,
     sequences: tl.int32,
     tokens: tl.int32,
     heads: tl.int32,
@@ -126,7 +124,8 @@ def attend_parts(
 ):
     """Sums for units of per_unit chunks; a program has every slots-th of its sequence.
 
-    parts: [sequences, kv_heads, units, rows, value_dim]. WHOLE: there is but one unit, and results
+    parts: [sequences, kv_heads, units, rows, value_dim], then the peak of each row of it, then the
+    total of each; starts_q and q_rest may be None. WHOLE: there is but one unit, and results
     are written, with the padding as the sequence behind the last one. Without v, values are the
     first part of keys.
     """
@@ -164,6 +163,9 @@ def attend_parts(
     k_factor = None
     if k_scales is not None:
         k_factor = tl.load(k_scales + kv_head * k_scale_stride).to(tl.float32)
+    sizes, shape = (block_size, shift, first, rest, value_dim), (scale, cap, cap_scale)
+    of_q, of_rest = (q_stride, q_head), (rest_stride, rest_head)
+    of_k, of_v = (k_page, k_slot, k_column), (v_page, v_slot, v_column)
 
     row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = row < limit
@@ -172,6 +174,8 @@ def attend_parts(
     tile_q = queries(q, place * q_stride + head * q_head, inside, first, sign, SIGNED, BLOCK_D)
     tile_rest = None
     if REST > 0:
+        if q_rest is None:
+            q_rest = q + first
         offset = place * rest_stride + head * rest_head
         tile_rest = queries(q_rest, offset, inside, rest, sign, SIGNED, REST)
     least = tl.maximum(keys - count - left, 0)
@@ -193,8 +197,7 @@ def attend_parts(
                 v,
                 *(table, start, lowest, highest, least, keys),
                 k_factor,
-                *(block_size, shift, first, rest, value_dim),
-                *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+                *(sizes, of_k, of_v, shape),
                 *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
             )
             if FOLDS:
@@ -219,16 +222,16 @@ def attend_parts(
                 v,
                 table,
                 k_factor,
-                *(keys, count, left, right, block_size, shift, first, rest, value_dim),
-                *(q_stride, q_head, rest_stride, rest_head),
-                *(k_page, k_slot, k_column, v_page, v_slot, v_column, sign, scale, cap, cap_scale),
-                *(CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+                *(keys, count, left, right, sizes, of_q, of_rest, of_k, of_v),
+                *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
             )
         else:
-            at = (sequence.to(tl.int64) * tl.num_programs(1) + kv_head) * units + unit
-            at = at * rows + row
+            per_head = units.to(tl.int64) * rows
+            every = sequences * tl.num_programs(1) * per_head
+            at = (sequence * tl.num_programs(1) + kv_head) * per_head + unit * rows + row
+            peaks = parts + every * value_dim
             tl.store(peaks + at, peak, inside)
-            tl.store(totals + at, total, inside)
+            tl.store(peaks + every + at, total, inside)
             column = tl.arange(0, BLOCK_V)[None, :]
             mask = inside[:, None] & (column < value_dim)
             tl.store(parts + at[:, None] * value_dim + column, acc, mask)
