@@ -1,4 +1,4 @@
-"""What is collected, how garbage is, and the table of the planted faults at the end of a run that planted some."""
+"""What is collected, when garbage is, and the table of the faults that a run has planted."""
 
 from __future__ import annotations
 
