@@ -21,6 +21,7 @@ from hal.testing.record import Sample
 from hal.testing.records import RECORDS
 from hal.validate import as_tuple, overlaps
 from offering import NATIVE, backend, installed, kernel
+from thinned import thinned
 
 
 @pytest.fixture(autouse=True)
@@ -89,12 +90,12 @@ def test_a_compiled_form_is_the_eager_one(name: str) -> None:
         compiled_is_eager(name, sample, "eager")
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", thinned(FORMS, 6))
 def test_a_form_compiled_through_autograd_is_the_eager_one(name: str) -> None:
     compiled_is_eager(name, some(FORMS[name].op.name, 4)[2], "aot_eager")
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", thinned(FORMS, 5))
 def test_a_form_served_by_another_kernel_compiles_to_the_operator(name: str) -> None:
     op = FORMS[name].op.name
     with installed(backend("other", devices=None, **{op: kernel(op)}), NATIVE):
@@ -105,7 +106,7 @@ def test_a_form_served_by_another_kernel_compiles_to_the_operator(name: str) -> 
     assert FORMS[name].overload in targets
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if not FORMS[name].inplace])
+@pytest.mark.parametrize("name", thinned([n for n in FORMS if not FORMS[n].inplace], 7))
 @pytest.mark.parametrize("other", [False, True])
 def test_out_is_written_in_compiled_code(name: str, other: bool) -> None:
     sample, function = some(name, 3)[1], getattr(hal.ops, name)

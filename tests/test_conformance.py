@@ -312,7 +312,7 @@ def test_thorough_is_more_of_everything() -> None:
             conformance("planted", ops=["rms_norm"], checks=["out"], thorough=each).cells[0].cases
             for each in (False, True)
         ]
-    assert counts == [math.ceil(COUNT / usual.every), COUNT]
+    assert math.ceil(COUNT / usual.every) <= counts[0] < counts[1] == COUNT
 
 
 def test_what_the_kit_is_made_with_may_be_missing() -> None:

@@ -16,6 +16,7 @@ import hal
 from hal.op import OPS
 from hal.validate import as_tuple
 from offering import NATIVE, backend, installed, kernel
+from thinned import thinned
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +198,7 @@ def compare(op: str, compiled: Callable[..., Any], rows: int) -> None:
         torch.testing.assert_close(got, want, equal_nan=True)
 
 
-@pytest.mark.parametrize("op", sorted(CASES.keys() - set(DYNAMIC)))
+@pytest.mark.parametrize("op", thinned(sorted(CASES.keys() - set(DYNAMIC)), 3))
 def test_compiled_code_computes_what_eager_computes(op: str) -> None:
     compare(op, torch.compile(CASES[op][0], fullgraph=True), 5)
 
@@ -212,7 +213,7 @@ def test_an_inplace_norm_with_residual_computes_what_eager_computes() -> None:
     compiled(*added(5))
 
 
-@pytest.mark.parametrize("op", DYNAMIC)
+@pytest.mark.parametrize("op", thinned(DYNAMIC, 4))
 def test_one_compilation_serves_every_number_of_rows(op: str) -> None:
     compiled = torch.compile(CASES[op][0], fullgraph=True, dynamic=True)
     compare(op, compiled, 5)
@@ -221,7 +222,7 @@ def test_one_compilation_serves_every_number_of_rows(op: str) -> None:
         compare(op, compiled, 14)
 
 
-@pytest.mark.parametrize("op", DYNAMIC)
+@pytest.mark.parametrize("op", thinned(DYNAMIC, 4))
 @pytest.mark.parametrize("served", ["native", "other"])
 def test_one_trace_serves_every_number_of_rows(op: str, served: str) -> None:
     compiled = torch.compile(CASES[op][0], backend="aot_eager", fullgraph=True, dynamic=True)

@@ -25,6 +25,7 @@ EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "100"))
 FREE = bool(os.environ.get("LAW_FREE"))
 
 
+@pytest.mark.long  # The kit asks for the laws too, with fewer examples.
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 def test_the_reference_keeps(law: Law) -> None:
     assert check_law(law, examples=EXAMPLES, derandomize=not FREE) == EXAMPLES

@@ -234,6 +234,7 @@ def test_gone(alone: Path) -> None:
     assert answer["unknown"] == "there is no backend 'loopback'; found cuda, native, triton"
 
 
+@pytest.mark.long
 def test_it_passes_the_kit_from_its_own_distribution(beside: list[Path], tmp_path: Path) -> None:
     asked = ("loopback", "--output", tmp_path / "loopback.json")
     path = os.pathsep.join(map(str, beside))

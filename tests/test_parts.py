@@ -18,6 +18,7 @@ from hal.testing.compare import assert_close
 from hal.testing.parts import parts
 from hal.testing.record import Codes, Part, Sample
 from hal.testing.records import RECORDS
+from hal.testing.subject import expected, samples
 from hal.validate import as_tuple
 
 WITHOUT_PARTS = {"moe_align_block_size": "it sorts the ids of all rows into one list"}
@@ -26,7 +27,7 @@ WITHOUT_PARTS = {"moe_align_block_size": "it sorts the ids of all rows into one 
 @functools.cache
 def divided(op: str) -> list[tuple[Sample, list[Part]]]:
     """The samples of an op that have parts."""
-    pairs = [(sample, parts(OPS[op], RECORDS[op], sample)) for sample in RECORDS[op].samples()]
+    pairs = [(sample, parts(OPS[op], RECORDS[op], sample)) for sample in samples(RECORDS[op])]
     return [(sample, found) for sample, found in pairs if found]
 
 
@@ -50,19 +51,20 @@ def assert_rows_alone(function: Callable[..., Any], op: str, index: int) -> None
     """Codes and their neighbours are known to the oracle alone; all else is held to the whole."""
     (sample, found), record = divided(op)[index], RECORDS[op]
     whole = as_tuple(function(*copy.deepcopy(sample.args), **copy.deepcopy(sample.kwargs)))
-    exact = as_tuple(record.oracle(*sample.args, **sample.kwargs))
     for part in found:
         results = as_tuple(function(**copy.deepcopy(part.arguments)))
+        exact = iter(expected(record, sample))
         assert len(results) == len(whole) == len(part.where)
-        for got, all_rows, wanted, where in zip(results, whole, exact, part.where, strict=True):
+        for got, all_rows, where in zip(results, whole, part.where, strict=True):
             if all_rows is None:
                 assert got is None
                 assert where == slice(0, 0)
                 continue
+            wanted = next(exact)
             codes = isinstance(wanted, Codes)
-            expected = Codes(wanted.values[where]) if codes else all_rows[where].double()
+            want = Codes(wanted.values[where]) if codes else all_rows[where].double()
             # Both lie within the gate of the exact result.
-            assert_close(got, expected, 2 * record.gates.get(got.dtype, 0.0))
+            assert_close(got, want, 2 * record.gates.get(got.dtype, 0.0))
 
 
 @pytest.mark.parametrize(("op", "index"), cases())

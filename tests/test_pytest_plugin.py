@@ -15,7 +15,10 @@ def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=where, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+WORKERS = pytest.param(("-n", "2"), id="workers", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("workers", [pytest.param((), id="alone"), WORKERS])
 def test_a_test_for_each_claim_and_the_table(tmp_path: Path, workers: tuple[str, ...]) -> None:
     asked = ("--hal-backend=native", "--hal-ops=mul_add", "--hal-checks=out,in-place,statistics")
     done = run(tmp_path, "--pyargs", "hal.testing", *asked, "--hal-output=a.json", *workers)

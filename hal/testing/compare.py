@@ -42,6 +42,22 @@ def assert_codes(actual: Tensor, expected: Codes) -> None:
     assert bool(right.all()), f"{got[~right][:5]} for {values[~right][:5]}"
 
 
+def _finite(got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """What is finite in both, where all else has to be the same."""
+    assert torch.equal(got.isnan(), expected.isnan()), "NaN in other places"
+    assert torch.equal(got.isinf(), expected.isinf()), "infinities in other places"
+    finite = expected.isfinite()
+    assert torch.equal(got[~finite].nan_to_num(), expected[~finite].nan_to_num()), (
+        "another infinity"
+    )
+    return got[finite], expected[finite]
+
+
+def _most(error: Tensor, bound: Tensor) -> str:
+    worst = (error - bound).argmax()
+    return f"off by up to {error[worst]:.2e}, where {bound[worst]:.2e} is allowed"
+
+
 def assert_close(actual: Tensor, expected: Tensor | Codes, gate: float) -> None:
     """Compare with a float64 oracle: NaN and infinities in place, the rest within ``gate``.
 
@@ -55,20 +71,18 @@ def assert_close(actual: Tensor, expected: Tensor | Codes, gate: float) -> None:
     assert actual.shape == expected.shape, f"{list(actual.shape)} != {list(expected.shape)}"
     if not actual.dtype.is_floating_point:
         wrong = actual.to(expected.dtype) != expected
-        found = f"{actual[wrong][:5].tolist()} for {expected[wrong][:5].tolist()}"
-        assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} integers differ: {found}"
+        assert not wrong.any(), (
+            f"{int(wrong.sum())} of {wrong.numel()} integers differ: "
+            f"{actual[wrong][:5].tolist()} for {expected[wrong][:5].tolist()}"
+        )
         return
     limit = torch.finfo(actual.dtype).max
     # What the oracle holds beyond the dtype's range rounds to an infinity.
     expected = torch.where(expected.abs() > limit, expected.to(actual.dtype).double(), expected)
-    got = actual.double()
-    assert torch.equal(got.isnan(), expected.isnan()), "NaN in other places"
-    assert torch.equal(got.isinf(), expected.isinf()), "infinities in other places"
-    finite = expected.isfinite()
-    assert torch.equal(got[~finite].nan_to_num(), expected[~finite].nan_to_num()), (
-        "another infinity"
-    )
-    error, size = (got - expected)[finite], expected[finite]
+    got, expected = actual.double().reshape(-1), expected.reshape(-1)
+    if not (got.isfinite().all() and expected.isfinite().all()):
+        got, expected = _finite(got, expected)
+    error, size = got - expected, expected
     if size.numel() >= 64:
         assert error.norm() <= gate * size.norm() + torch.finfo(actual.dtype).tiny, (
             f"relative norm {error.norm() / size.norm():.2e} > {gate:.2e}"
@@ -76,6 +90,4 @@ def assert_close(actual: Tensor, expected: Tensor | Codes, gate: float) -> None:
     elif size.numel():
         eps = torch.finfo(actual.dtype).eps
         bound = 4 * eps * size.abs() + gate * size.abs().max() + torch.finfo(actual.dtype).tiny
-        worst = (error.abs() - bound).argmax()
-        most = f"off by up to {error.abs()[worst]:.2e}, where {bound[worst]:.2e} is allowed"
-        assert bool((error.abs() <= bound).all()), most
+        assert bool((error.abs() <= bound).all()), _most(error.abs(), bound)

@@ -84,6 +84,10 @@ class Fenced(TorchDispatchMode):
         return room.as_strided(made.shape, made.stride(), made.storage_offset())
 
 
+# A mode has torch import hundreds of modules when it is first in use, which each fork would repeat.
+with Fenced("left"):
+    torch.empty(1)
+
 ORDERS = ("forward", "reversed", "shuffled")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ __all__ = [
     "first_alone",
     "found",
     "sampled",
+    "some",
     "under_way",
 ]
 
@@ -38,8 +39,8 @@ class Effort:
     """How much is tried.
 
     Attributes:
-        every: A check that is slow looks at each so-manieth sample.
-        samples: The others look at each so-manieth.
+        every: A check that is slow looks at each so-manieth sample, and at one of each dtype.
+        samples: The others look at each so-manieth, likewise.
         cases: How many random cases there are for an op.
         examples: How many examples there are for a law.
         draws: How many tokens are drawn for a statistic.
@@ -55,7 +56,7 @@ class Effort:
     rows: int = 70_000
 
 
-QUICK = Effort(every=24, samples=3, cases=100, rows=0)
+QUICK = Effort(every=100, samples=3, cases=100, rows=0)
 """While one works on something: the same checks of all kernels on fewer samples."""
 
 THOROUGH = Effort(every=1, cases=5_000, examples=500, draws=2_000_000)
@@ -145,8 +146,27 @@ def each(
     return count
 
 
+def _kinds(sample: Sample) -> set[tuple[int | str, object]]:
+    """The dtypes of arguments, or the types of those that are no tensors."""
+    given = [*enumerate(sample.args), *sample.kwargs.items()]
+    return {(name, getattr(value, "dtype", type(value))) for name, value in given}
+
+
+def some(given: Sequence[Sample], every: int) -> list[Sample]:
+    """Each so-manieth sample, and the first that has an argument of some dtype.
+
+    Records go through dtypes in turn, of which a stride alone would leave some out.
+    """
+    chosen, seen = list[Sample](), set[tuple[int | str, object]]()
+    for i, sample in enumerate(given):
+        if i % every == 0 or not _kinds(sample) <= seen:
+            chosen.append(sample)
+            seen |= _kinds(sample)
+    return chosen
+
+
 def accepted(subject: Subject, every: int = 1) -> list[Sample]:
-    """The samples that the kernel takes, or each so-manieth of them.
+    """The samples that the kernel takes, or some of them.
 
     Raises:
         NotTried: It takes none.
@@ -156,7 +176,7 @@ def accepted(subject: Subject, every: int = 1) -> list[Sample]:
     taken = [s for s, refusal in zip(given, refusals, strict=True) if refusal is None]
     if not taken:
         raise NotTried(f"the kernel refuses all {len(given)} samples: {refusals[0]}")
-    return taken[::every]
+    return some(taken, every)
 
 
 def claimed(subject: Subject, trait: str) -> None:

@@ -68,11 +68,11 @@ def _refuses(subject: Subject, part: Part) -> bool:
 def invariance(subject: Subject, effort: Effort) -> int:
     """The bits of a row do not depend on the other rows, where that is claimed."""
     claimed(subject, "batch_invariant")
-    split = [s for s in accepted(subject) if parts(subject.op, subject.record, s)]
+    given = accepted(subject, effort.samples)
+    split = [s for s in given if parts(subject.op, subject.record, s)]
     if not split:
         raise NotTried("no sample can be split by rows")
-    chosen = split[:: effort.samples]
-    return each(chosen, lambda sample: _alone(subject, sample), lambda sample: sample.name)
+    return each(split, lambda sample: _alone(subject, sample), lambda sample: sample.name)
 
 
 def _size(value: Tensor) -> int:
