@@ -96,7 +96,8 @@ def _followed(
 
 def _gated(x: Tensor, rows: int, columns: int) -> Run:
     """What makes [rows, columns] of the dtype of ``x`` of products in float32, gates first."""
-    made, (grid, shape, num_warps) = empty((rows, columns), x), tile(rows, columns)
+    made = empty((rows, columns), x)
+    grid, shape, num_warps = tile("gate", x.device, rows, columns)
     constants = "silu", *shape, unit(columns, 2 * columns)
     launch = gate_and_mul.bind(grid, (rows, columns, 2 * columns), constants, num_warps)
 

@@ -34,7 +34,7 @@ def gelu_tanh_and_mul(x: Tensor) -> Run:
 @prepared
 def swigluoai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Run:
     columns, (rows_in, rows, stride) = x.shape[-1] // 2, rows_like(x)
-    grid, (several, block), num_warps = tile(rows, columns)
+    grid, (several, block), num_warps = tile("gate", x.device, rows, columns)
     constants = several, block, unit(columns, stride)
     numbers = rows, columns, stride, alpha, limit
     launch = kernels.interleaved_and_mul.bind(grid, numbers, constants, num_warps)
@@ -84,7 +84,7 @@ def mul_add_(x: Tensor, y: Tensor, scale: float) -> Run:
 
 def _gated(x: Tensor, kind: str) -> Run:
     columns, (rows_in, rows, stride) = x.shape[-1] // 2, rows_like(x)
-    grid, (several, block), num_warps = tile(rows, columns)
+    grid, (several, block), num_warps = tile("gate", x.device, rows, columns)
     constants = kind, several, block, unit(columns, stride)
     made = empty((*x.shape[:-1], columns), x)
     launch = kernels.gate_and_mul.bind(grid, (rows, columns, stride), constants, num_warps)

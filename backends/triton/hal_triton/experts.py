@@ -91,7 +91,7 @@ def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
 
 def _sum(x: Tensor, experts: int, choices: int) -> Run:
     rows, columns = x.shape[:-1].numel(), x.shape[-1]
-    grid, shape, num_warps = tile(rows, columns)
+    grid, shape, num_warps = tile("choices", x.device, rows, columns)
     numbers, constants = (rows, columns, experts, choices), (*shape, unit(columns))
     return kernels.add_choices.bind(grid, numbers, constants, num_warps)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hal_triton.configurations import measured
 from hal_triton.launch import next_power_of_2
 
 Convert = Callable[[Any], Any]
@@ -106,16 +107,22 @@ def unit(*sizes: int) -> int:
     return 1 if together % 16 else 16
 
 
-def tile(rows: int, columns: int) -> tuple[tuple[int, int, int], tuple[int, int], int]:
+def tile(
+    name: str, device: torch.device, rows: int, columns: int
+) -> tuple[tuple[int, int, int], tuple[int, int], int]:
     """A grid over [rows, columns], the rows and columns of a program's tile, and its warps."""
+    several, block, num_warps = measured(name, device, (rows, columns), _tile(rows, columns))
+    grid = ceil_div(rows, several), ceil_div(columns, block), 1
+    return grid, (several, block), num_warps
+
+
+def _tile(rows: int, columns: int) -> tuple[int, int, int]:
     block = min(next_power_of_2(columns), 1024)
     # A few columns past a multiple of the block would take another one.
     while block > 256 and columns % block and columns % (block // 2) == 0:
         block //= 2
     several = max(1, min(1024 // block, next_power_of_2(rows) // 128))
-    num_warps = 8 if rows >= 256 else 4
-    grid = ceil_div(rows, several), ceil_div(columns, block), 1
-    return grid, (several, block), num_warps
+    return several, block, 8 if rows >= 256 else 4
 
 
 class Rows(NamedTuple):
@@ -133,8 +140,7 @@ WIDEST = 16384
 """Columns that the registers of a program hold in float32."""
 
 
-@functools.lru_cache(maxsize=4096)
-def whole_rows(rows: int, columns: int) -> Rows:
+def whole_rows(device: torch.device, rows: int, columns: int) -> Rows:
     """A plan for programs that need whole rows."""
     block = next_power_of_2(columns)
     if block > WIDEST:
@@ -143,5 +149,6 @@ def whole_rows(rows: int, columns: int) -> Rows:
     # a row must not depend on how many others there are.
     several = max(1, 1024 // block)
     # Measured on an H100: 8 columns to a thread up to 4096, more beyond.
-    num_warps = max(1, min(8, block * several // 256))
+    usual = (max(1, min(8, block * several // 256)),)
+    (num_warps,) = measured("rows", device, (columns,), usual)
     return Rows((ceil_div(rows, several), 1, 1), several, block, num_warps)

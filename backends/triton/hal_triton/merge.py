@@ -18,7 +18,7 @@ def merge_attention_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: T
     (a_in, a), (b_in, b) = columns_together(out_a), columns_together(out_b)
     strides = *a[:2], *b[:2]
     # One program along the columns even if there are none: their log-sums remain.
-    grid, shape, num_warps = tile(tokens * heads, max(columns, 1))
+    grid, shape, num_warps = tile("merge", out_a.device, tokens * heads, max(columns, 1))
     numbers = tokens * heads, heads, columns, *strides, *lse_a.stride(), *lse_b.stride()
     launch = kernels.merge.bind(grid, numbers, (*shape, unit(columns, *strides)), num_warps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hal import prepared
+from hal_triton.configurations import measured
 from hal_triton.kernels import moe as kernels
 from hal_triton.kernels import moe_align
 from hal_triton.launch import INTERPRETED, next_power_of_2
@@ -56,7 +56,7 @@ def topk_softmax(
     rows_in, rows, stride = rows_like(gating)
     experts = gating.shape[-1]
     block = next_power_of_2(experts)
-    several, grid, num_warps = _plan(rows, block)
+    several, grid, num_warps = _plan(gating, rows, block)
     numbers = rows, experts, k, stride, _stride(correction_bias), softcap
     constants = softcap > 0, renormalize, several, block
     launch = kernels.topk_softmax.bind(grid, numbers, constants, num_warps)
@@ -115,11 +115,12 @@ def grouped_topk_supports(
     return served(gating, correction_bias)
 
 
-@functools.lru_cache(maxsize=4096)
-def _plan(rows: int, block: int) -> tuple[int, tuple[int, int, int], int]:
+def _plan(like: Tensor, rows: int, block: int) -> tuple[int, tuple[int, int, int], int]:
     """Rows of a program, the grid, and warps, of which a row has as many whatever the rows."""
     several = max(min(_MANY // block, next_power_of_2(rows) // _PROGRAMS), _ONE // block, 1)
-    return several, (ceil_div(rows, several), 1, 1), max(1, block // _WARP)
+    usual = several, max(1, block // _WARP)
+    several, num_warps = measured("route", like.device, (rows, block), usual)
+    return several, (ceil_div(rows, several), 1, 1), num_warps
 
 
 def _stride(bias: Tensor | None) -> int:
@@ -144,7 +145,7 @@ def _topk(
     if groups[0] in (groups[1], experts):
         groups = 1, 1  # The best of all are of the best groups.
     sides = _sides(experts, groups[0])
-    several, grid, num_warps = _plan(rows, sides[0] * sides[1])
+    several, grid, num_warps = _plan(gating, rows, sides[0] * sides[1])
     numbers = rows, experts, routed, k, *groups, stride, _stride(bias), *scales
     constants = softmax, renormalize, 1 if bias is None else 2, several, *sides
     launch = kernels.topk_scores.bind(grid, numbers, constants, num_warps)
@@ -235,7 +236,7 @@ def moe_sum(x: Tensor, *, scale: float = 1.0) -> Run:
     given, columns = _by_rows(x), x.shape[-1]
     x_in = same if given.data_ptr() == x.data_ptr() else _by_rows
     rows, k, _ = given.shape
-    grid, shape, num_warps = tile(rows, columns)
+    grid, shape, num_warps = tile("sum", x.device, rows, columns)
     strides = given.stride()[:2]
     numbers, constants = (rows, columns, k, *strides, scale), (*shape, unit(columns, *strides))
     launch = kernels.sum_experts.bind(grid, numbers, constants, num_warps)

@@ -55,7 +55,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     rows_in, rows, stride = rows_like(x)
     empty, weight_in, bias_in = empty_like(x), flat_like(weight), flat_like(bias)
     columns = x.shape[-1]
-    plan, numbers = whole_rows(rows, columns), (rows, columns, stride, eps)
+    plan, numbers = whole_rows(x.device, rows, columns), (rows, columns, stride, eps)
     if plan.several:
         constants = plan.several, plan.block, unit(columns, stride)
         launch = kernels.layer_norm.bind(plan.grid, numbers, constants, plan.num_warps)
@@ -74,7 +74,7 @@ def normed(shape: Sequence[int], weight: Tensor, eps: float, dtype: torch.dtype)
     """The RMS norm in a dtype of contiguous tensors of this shape, which need not have it."""
     rows, columns = math.prod(shape[:-1]), shape[-1]
     made, weight_in = empty(shape, weight, dtype), flat_like(weight)
-    launch = _launch(rows, columns, (columns, columns, 0, 0), eps, 0)
+    launch = _launch(weight, rows, columns, (columns, columns, 0, 0), eps, 0)
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
         out = made()
@@ -87,7 +87,7 @@ def normed(shape: Sequence[int], weight: Tensor, eps: float, dtype: torch.dtype)
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: int) -> Run:
     empty, weight_in, columns = empty_like(x), flat_like(weight), x.shape[-1]
     rows_in, rows, stride = rows_like(x)
-    launch = _launch(rows, columns, (columns, stride, 0, 0), eps, offset)
+    launch = _launch(x, rows, columns, (columns, stride, 0, 0), eps, offset)
 
     def run(x: Tensor, weight: Tensor | None, eps: float = eps) -> Tensor:
         out = empty(x)
@@ -102,7 +102,7 @@ def _fused(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: int)
     rows_in, rows, stride = rows_like(x)
     residual_in, _, by = rows_like(residual)
     columns = x.shape[-1]
-    launch = _launch(rows, columns, (columns, stride, by, columns), eps, offset)
+    launch = _launch(x, rows, columns, (columns, stride, by, columns), eps, offset)
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, eps: float = eps) -> Any:
         out, total = empty(x), empty_total(residual)
@@ -117,7 +117,7 @@ def _fused_(x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: int
     (rows_in, rows, stride), (residual_in, _, by) = rows_like(x), rows_like(residual)
     if not rows_in is residual_in is same:
         return _fused_by_copies(_fused(x, residual, weight, eps, offset))
-    launch = _launch(rows, x.shape[-1], (stride, stride, by, by), eps, offset)
+    launch = _launch(x, rows, x.shape[-1], (stride, stride, by, by), eps, offset)
 
     def run(x: Tensor, residual: Tensor, weight: Tensor, eps: float = eps) -> Any:
         launch(x, x, weight_in(weight), residual, residual)
@@ -136,8 +136,10 @@ def _fused_by_copies(functional: Run) -> Run:
     return run
 
 
-def _launch(rows: int, columns: int, strides: tuple[int, ...], eps: float, offset: int) -> Run:
-    plan, numbers = whole_rows(rows, columns), (rows, columns, *strides, eps)
+def _launch(
+    like: Tensor, rows: int, columns: int, strides: tuple[int, ...], eps: float, offset: int
+) -> Run:
+    plan, numbers = whole_rows(like.device, rows, columns), (rows, columns, *strides, eps)
     if plan.several:
         constants = offset, plan.several, plan.block, unit(columns, *strides)
         return kernels.rms_norm.bind(plan.grid, numbers, constants, plan.num_warps)

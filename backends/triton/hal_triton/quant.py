@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hal import prepared
+from hal_triton.configurations import measured
 from hal_triton.kernels import quant as kernels
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import Rows, ceil_div, empty, rows_like, unit, whole_rows
@@ -26,6 +27,7 @@ _PEAKS = 1024
 class Coding(NamedTuple):
     """What codes and scales are to be, and what makes memory for them."""
 
+    device: torch.device
     codes: Callable[[], Tensor]
     scales: Callable[[], Tensor]
     dtype: torch.dtype
@@ -44,13 +46,15 @@ class Coding(NamedTuple):
             return self.whole_rows(columns)
         rows = self.sizes[0] * self.sizes[2]
         block = min(_TILES, key=lambda block: ceil_div(columns, block) * block)
+        usual = max(1, min(_TILES[0] // block, next_power_of_2(rows) // 512)), block, 4
+        several, block, num_warps = measured("groups", self.device, (rows, columns), usual)
         block = max(min(next_power_of_2(columns), block), self.least)
-        several = max(1, min(_TILES[0] // block, next_power_of_2(rows) // 512))
-        return Rows((ceil_div(rows, several), ceil_div(columns, block), 1), several, block, 4)
+        grid = ceil_div(rows, several), ceil_div(columns, block), 1
+        return Rows(grid, several, block, num_warps)
 
     def whole_rows(self, columns: int) -> Rows:
         """A plan for programs that need whole rows, with those of padding."""
-        return whole_rows(self.sizes[0] * self.sizes[2], max(columns, self.least))
+        return whole_rows(self.device, self.sizes[0] * self.sizes[2], max(columns, self.least))
 
     def bind(
         self,
@@ -99,7 +103,7 @@ def coding(
         matrices = leading[:-1].numel() if width else 0
         sizes = matrices, inner, room, width * room, 1, room
     codes, least = empty((*leading, columns), x, dtype), (group or 1) * (4 if packed else 1)
-    return Coding(codes, scales, dtype, group, scale is not None, ue8m0, least, sizes)
+    return Coding(x.device, codes, scales, dtype, group, scale is not None, ue8m0, least, sizes)
 
 
 def _columns(
