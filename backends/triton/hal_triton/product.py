@@ -86,8 +86,8 @@ def product(
     It takes x, x_scale, and the weight's data, scale and zeros; an activation is of the product.
     """
     outs = weight.data.shape[0] // (1 if activation is None else 2)
-    made, single = empty((*x.shape[:-1], outs), x, dtype), x.shape[:-1].numel() == 1
-    if single:
+    made = empty((*x.shape[:-1], outs), x, dtype)
+    if x.shape[:-1].numel() == 1:
         multiply = of_pairs(x, x_scale, weight, outs, activation, 1)
     else:
         multiply = _of_rows(x, x_scale, weight, outs, activation)

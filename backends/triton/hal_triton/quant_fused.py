@@ -57,12 +57,12 @@ def rms_norm_quant(
     scale_layout: str = "row",
     ue8m0: bool = False,
 ) -> Run:
-    how = scale, group_size, dtype, scale_layout, ue8m0
+    how = group_size, dtype, scale_layout, ue8m0
     if x.shape[-1] > WIDEST:
         return lambda x, weight, *_, scale=None, **_named: _apart(
-            rms_norm(x.float(), weight, eps), scale, *how[1:]
+            rms_norm(x.float(), weight, eps), scale, *how
         )
-    norm = _norm(x, weight, None, eps, how)
+    norm = _norm(x, weight, None, eps, (scale, *how))
     return lambda x, weight, *_, scale=None, **_named: norm(x, weight, None, None, scale)
 
 
@@ -79,16 +79,16 @@ def fused_add_rms_norm_quant(
     scale_layout: str = "row",
     ue8m0: bool = False,
 ) -> Run:
-    how = scale, group_size, dtype, scale_layout, ue8m0
+    how = group_size, dtype, scale_layout, ue8m0
     wide, empty_total = x.shape[-1] > WIDEST, empty_like(residual)
-    norm = None if wide else _norm(x, weight, residual, eps, how)
+    norm = None if wide else _norm(x, weight, residual, eps, (scale, *how))
 
     def run(
         x: Tensor, residual: Tensor, weight: Tensor, *_: Any, scale: Any = None, **_named: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         if norm is None:
             normed, total = fused_add_rms_norm(x.float(), residual, weight, eps)
-            return *_apart(normed, scale, *how[1:]), total
+            return *_apart(normed, scale, *how), total
         total = empty_total(residual)
         return *norm(x, weight, residual, total, scale), total
 

@@ -49,7 +49,7 @@ def softmax(logits: Tensor, *, temperature: Tensor | float = 1.0) -> Run:
         constants = *shape, unit(columns, stride)
         launch = logits_kernels.softmax.bind(grid, (rows, *numbers), constants, num_warps)
 
-    def run(logits: Tensor, *, temperature: Tensor | float = temperature) -> Tensor:
+    def run(logits: Tensor, *, temperature: Tensor | float = 1.0) -> Tensor:
         out = made()
         launch(out, rows_in(logits), given.words(temperature))
         return out
