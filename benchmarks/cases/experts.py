@@ -30,8 +30,8 @@ def experts(tokens: int, of: Mixture, dtype: torch.dtype = BF16) -> Case:
     def make(device: torch.device) -> Arguments:
         options = {}
         sizes = ((of.local, 2 * of.inter, of.hidden), (of.local, of.hidden, of.inter))
-        # Codes use the range that they have; scales bring them back to that of the weights.
-        scale = of.hidden**-0.5 if dtype == BF16 else 100.0
+        # Codes use the range that they have, 448, beyond which is NaN; scales bring them back.
+        scale = of.hidden**-0.5 if dtype == BF16 else 60.0
         w13, w2 = (randn(device, *size, dtype=dtype, scale=scale) for size in sizes)
         if dtype == F8:
             for name, (count, n, k) in zip(("w13_scale", "w2_scale"), sizes, strict=True):
