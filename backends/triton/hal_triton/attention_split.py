@@ -15,15 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Query", "attend_split"]
 
-_CHUNK = 256
-"""Keys of a chunk, at least; a power of two that holds whole tiles."""
-_GROUP = 8
-"""Chunks of a group."""
+_CHUNKS, _SHORT, _STEP = 64, 16, 128
+"""As in the kernels."""
 _MERGED = 2048
 """Elements of a program's sums when they are merged."""
-_CHUNKS, _STEP = 128, 128
-"""As in the kernels."""
-_BUSY = 120
+_BUSY = 240
 """Programs with which a large device is as good as full."""
 _MOST = 1056
 """Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
@@ -52,7 +48,6 @@ class _Tile(NamedTuple):
 
     rows: int
     keys: int
-    chunk: int
     num_warps: int
     num_stages: int
     folds: bool
@@ -66,17 +61,18 @@ def _tile(rows: int, width: Width, itemsize: int, unit: int) -> _Tile:
     rows = min(max(next_power_of_2(rows), 16), most)
     sums = rows * width.value_block
     num_warps, folds = 4 if sums <= 4096 else 8, sums <= 8192
-    chunk = _CHUNK if folds else 2 * _CHUNK
     if itemsize == 4:
-        return _Tile(rows, 32 if width.widest <= 128 else 16, chunk, num_warps, 3, folds, False)
+        return _Tile(rows, 32 if width.widest <= 128 else 16, num_warps, 3, folds, split=False)
     # What is more is spilled.
     keys = 64 if width.widest <= 128 and rows != 32 and unit == 16 else 32
-    return _Tile(rows, keys, chunk, num_warps, 5, folds, True)
+    return _Tile(rows, keys, num_warps, 5, folds, split=True)
 
 
 class _Plan(NamedTuple):
     """How the keys of a sequence are shared out."""
 
+    chunk: int
+    """Keys of a chunk at least: a power of two that holds whole tiles."""
     slots: int
     units: int
     per_unit: int
@@ -84,22 +80,26 @@ class _Plan(NamedTuple):
     groups: int
 
 
-def _plan(programs: int, span: int, tile: _Tile) -> _Plan:
+def _plan(sequences: int, programs: int, span: int, folds: bool) -> _Plan:
     """Units of a group or of a chunk, and how many programs go over those of a sequence.
 
     Args:
-        programs: The number of programs if no sequence were shared.
+        sequences: How many there are.
+        programs: Those of a sequence if its keys were not shared.
         span: No sequence has more keys that count.
-        tile: A program's.
+        folds: Whether a program may go over a group.
     """
+    # Where a sequence has few programs, it has more chunks.
+    least, group = (64, 8) if programs <= 2 else (128, 4)
+    programs *= sequences
     if programs == 0:
-        return _Plan(1, 1, 1, 1, 1)
-    chunks = min(max(ceil_div(span, tile.chunk), 1), _CHUNKS)
-    groups = ceil_div(chunks, _GROUP)
-    whole = tile.folds and chunks > 1 and programs * groups >= _BUSY
+        return _Plan(least, 1, 1, 1, 1, 1)
+    chunks = max(min(ceil_div(span, least), _SHORT), min(ceil_div(span, 2 * least), _CHUNKS), 1)
+    groups = ceil_div(chunks, group)
+    whole = folds and chunks > 1 and programs * groups >= _BUSY
     units = groups if whole else chunks
     slots = min(units, ceil_div(_MOST, programs))
-    return _Plan(slots, units, _GROUP if whole else 1, 1 if whole else _GROUP, groups)
+    return _Plan(least, slots, units, group if whole else 1, 1 if whole else group, groups)
 
 
 def attend_split(
@@ -120,7 +120,7 @@ def attend_split(
     unit = keys.unit(width, *query.strides)
     tile = _tile(rows, width, query.q.dtype.itemsize, unit)
     tiles = ceil_div(rows, tile.rows)
-    plan = _plan(sequences * kv_heads * tiles, _span(query, keys, scores), tile)
+    plan = _plan(sequences, kv_heads * tiles, _span(query, keys, scores), tile.folds)
     k_scale, v_scale = k_scale or Scale(), v_scale or Scale()
     given = (
         *(query.q, query.rest, keys.k, keys.v, keys.table, query.starts, keys.lengths),
@@ -140,7 +140,7 @@ def attend_split(
         (sequences, *lse.shape, plan.slots, plan.units, plan.per_unit, *numbers, v_scale.number),
         (
             *(scores.cap > 0, keys.pages(tile.keys), tile.split, plan.per_unit > 1, whole),
-            *(tile.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
+            *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
         ),
         *(tile.num_warps, tile.num_stages),
     )
@@ -149,8 +149,8 @@ def attend_split(
         merge_parts(
             (all_of_them * pieces, kv_heads, 1),
             (out, lse, *parts, *given),
-            (sequences, pieces, *lse.shape, *plan[1:4], *numbers, v_scale.number),
-            (scores.cap > 0, keys.pages(1), tile.chunk, *merged, *width[3:], unit),
+            (sequences, pieces, *lse.shape, *plan[2:5], *numbers, v_scale.number),
+            (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
             num_warps,
         )
     return out, lse
@@ -164,7 +164,7 @@ def _parts(lse: Tensor, count: int, value_dim: int) -> tuple[Tensor, Tensor, Ten
 
 def _merged(rows: int, plan: _Plan, width: Width) -> tuple[int, int, int, int]:
     """Programs for the rows of a sequence, the rows and groups of each, and its warps."""
-    groups = 1 if plan.groups == 1 else _CHUNKS // _GROUP
+    groups = 1 if plan.groups == 1 else _CHUNKS // 4
     sums = groups * width.value_block
     several = max(1, min(next_power_of_2(rows), _MERGED // sums))
     return max(ceil_div(rows, several), 1), several, groups, 4 if sums <= _MERGED else 8

@@ -168,7 +168,7 @@ def attend(
             *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
     finish(
-        *(out, lse, acc, peak * scale, total, inside, token, query, head, heads),
+        *(out, lse, acc, peak, total, inside, token, query, head, heads),
         sinks,
         *(v_factor, q, q + first, k, v),
         table,

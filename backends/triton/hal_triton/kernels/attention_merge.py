@@ -113,9 +113,9 @@ def merge_parts(
         part_total = tl.load(totals + at, mask, 0.0)
         where = parts + at[:, :, None] * value_dim + column[None, None, :]
         part = tl.load(where, mask[:, :, None] & (column < value_dim)[None, None, :], 0.0)
-        acc, peak, total = folded(acc, peak, total, part, part_peak, part_total)
+        acc, peak, total = folded(acc, peak, total, part, part_peak, part_total, scale)
     top = tl.max(peak, 1)
-    weight = tl.exp2(peak - tl.where(top == float("-inf"), 0.0, top)[:, None])
+    weight = tl.exp2((peak - tl.where(top == float("-inf"), 0.0, top)[:, None]) * scale)
     total = tl.sum(total * weight, 1)
     acc = tl.sum(acc * weight[:, :, None], 1)
 

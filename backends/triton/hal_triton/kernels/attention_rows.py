@@ -169,12 +169,12 @@ def finish(
 ):
     """Write the rows of some queries and heads of a sequence from their sums.
 
-    peak: An exponent of 2. k, v, table: At the sequence, and at the head of the keys.
+    k, v, table: At the sequence, and at the head of the keys.
     """
     sink = None
     if sinks is not None:
         sink = tl.load(sinks + head, inside, 0.0).to(tl.float32) * LOG2E
-    log, factor = _denominator(peak, total, sink)
+    log, factor = _denominator(peak * scale, total, sink)
     value = acc * (factor * v_scale)[:, None]
     place = (token + query).to(tl.int64) * heads + head
     tl.store(lse + place, log * LN2, inside)

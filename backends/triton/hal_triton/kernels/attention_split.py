@@ -1,7 +1,7 @@
 """Attention of few queries to many keys: programs share the keys of a sequence.
 
 The rows of a sequence are its queries times the query heads that share a head of the keys. Its keys
-lie in chunks, eight of them in a group; how, its own lengths say alone. Sums of a chunk start anew
+lie in chunks, some of them in a group; how, its own lengths say alone. Sums of a chunk start anew
 and are folded into those of its group, by the same arithmetic in a program that goes over a whole
 group as where each chunk has its own: so the number of programs leaves no trace in the results.
 """
@@ -16,9 +16,10 @@ from hal_triton.kernels.attention_rows import blank, finish
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
-# Chunks of a sequence at most; those of longer ones are longer.
-_CHUNKS = tl.constexpr(128)
-# Pieces start at multiples of the largest tile.
+# Chunks of a sequence at most, and up to how many they are as short as may be.
+_CHUNKS = tl.constexpr(64)
+_SHORT = tl.constexpr(16)
+# Chunks start at multiples of the largest tile.
 _STEP = tl.constexpr(128)
 
 
@@ -32,17 +33,21 @@ def extent(starts_q, seq_lens, sequence, most, left, LEAST: tl.constexpr):
         count = tl.load(starts_q + sequence + 1).to(tl.int32) - token
     keys = tl.minimum(tl.load(seq_lens + sequence), most).to(tl.int32)
     low = tl.maximum(keys - count - left, 0) // _STEP * _STEP
-    most_: tl.constexpr = _CHUNKS * _STEP
-    chunk = tl.maximum((keys - low + most_ - 1) // most_ * _STEP, LEAST)
+    chunk = tl.maximum((keys - low + _CHUNKS * _STEP - 1) // (_CHUNKS * _STEP) * _STEP, 2 * LEAST)
+    chunk = tl.where(keys - low <= _SHORT * LEAST, LEAST, chunk)
     return token, count, keys, low, chunk
 
 
 @triton.jit
-def folded(acc, peak, total, part, part_peak, part_total):
-    """Sums and those of one more chunk. Spelled with fma, so that no compiler may choose."""
+def folded(acc, peak, total, part, part_peak, part_total, scale):
+    """Sums and those of one more chunk.
+
+    No compiler has a choice of what to fuse: fma is spelled, and peaks are scaled after they are
+    subtracted.
+    """
     top = tl.maximum(peak, part_peak)
     level = tl.where(top == float("-inf"), 0.0, top)
-    kept, added = tl.exp2(peak - level), tl.exp2(part_peak - level)
+    kept, added = tl.exp2((peak - level) * scale), tl.exp2((part_peak - level) * scale)
     total = tl.fma(total, kept, part_total * added)
     kept, added = tl.expand_dims(kept, -1), tl.expand_dims(added, -1)
     acc = tl.fma(acc, tl.broadcast_to(kept, acc.shape), part * added)
@@ -193,14 +198,13 @@ def attend_parts(
             if FOLDS:
                 if (start + BLOCK_N - begin) % chunk == 0:
                     whole, whole_peak, whole_total = folded(
-                        whole, whole_peak, whole_total, acc, peak * scale, total
+                        whole, whole_peak, whole_total, acc, peak, total, scale
                     )
                     acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
                     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
                     total = tl.full((BLOCK_M,), 0.0, tl.float32)
-        peak = peak * scale
         if FOLDS:
-            acc, peak, total = folded(whole, whole_peak, whole_total, acc, peak, total)
+            acc, peak, total = folded(whole, whole_peak, whole_total, acc, peak, total, scale)
         if WHOLE:
             if v_scales is not None:
                 v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
