@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hal_triton.attention_parts import (
     Keys,
     Scale,
     Scores,
+    Tile,
     Width,
     columns_together,
     head_width,
@@ -18,6 +19,7 @@ from hal_triton.attention_parts import (
 from hal_triton.attention_split import Query, attend_split
 from hal_triton.kernels.attention import attend
 from hal_triton.layout import ceil_div, flat
+from hal_triton.target import shared_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,30 +107,22 @@ _SHORT = 64
 """Queries of a sequence up to which reading keys takes longer than multiplying them."""
 
 
-class _Tile(NamedTuple):
-    """Queries and keys that a program has at once."""
-
-    rows: int
-    keys: int
-    num_warps: int
-    num_stages: int
-    split: bool
-    """Whether weights are rounded in two parts, which costs a third of the products."""
-
-
-def _tile(longest: int, width: Width, itemsize: int, unit: int) -> _Tile:
+def _tile(longest: int, width: Width, itemsizes: tuple[int, int], unit: int) -> Tile:
+    """For queries and keys of so many bytes; with what is larger, registers are spilled."""
     widest = width.widest
-    if itemsize == 4:
+    if itemsizes[0] == 4:
         # The cores multiply float32, and registers hold what they multiply.
-        return _Tile(32 if widest <= 256 else 16, 16, 8, 2, split=False)
+        return Tile(32 if widest <= 256 else 16, 16, 8, 1, split=False)
     keys, split = 64 if unit == 16 else 32, longest <= _SHORT
     if widest > 256:
-        return _Tile(32, 32, 8, 2, split)
+        return Tile(32, 32, 8, 1, split)
     if split:
-        return _Tile(64, keys, 4, 2, split) if widest <= 128 else _Tile(32, keys, 8, 2, split)
+        return Tile(64, keys, 4, 2, split) if widest <= 128 else Tile(32, keys, 8, 2, split)
     if widest <= 64:
-        return _Tile(128, keys, 4, 3, split)
-    return _Tile(128, 2 * keys if widest <= 128 else keys, 8, 2, split)
+        return Tile(128, keys, 4, 2, split)
+    if widest <= 128 and itemsizes[1] > 1:
+        keys *= 2
+    return Tile(128, keys if widest <= 128 else 32, 8, 2, split)
 
 
 def _attend(
@@ -143,7 +137,9 @@ def _attend(
     """Each program goes over all keys that its queries see."""
     (q, _, starts, longest), (out, lse) = query, results(query.q, width.value_dim)
     unit = keys.unit(width, *query.strides)
-    tile = _tile(longest, width, q.dtype.itemsize, unit)
+    tile = _tile(longest, width, (q.dtype.itemsize, keys.k.dtype.itemsize), unit)
+    size, room = q.dtype.itemsize, shared_memory(q.device)
+    tile = tile.fitted(size * width.columns, size * keys.columns(width), room)
     k_scale, v_scale = k_scale or Scale(), v_scale or Scale()
     assert starts is not None  # Of one query for each sequence split attention takes care.
     tokens, heads = lse.shape
@@ -161,10 +157,19 @@ def _attend(
         *(k_scale.stride, v_scale.stride, *scores.shape, v_scale.number),
     )
     constants = (
-        *(scores.cap > 0, keys.pages(tile.keys), tile.split, pack > 1, tile.rows, tile.keys),
+        *(
+            scores.sign != 1,
+            scores.cap > 0,
+            keys.pages(tile.keys),
+            tile.split,
+            pack > 1,
+            tile.rows,
+            tile.keys,
+        ),
         *(*width[3:], unit, width.full),
     )
     # One sequence more, for the padding.
     grid = (sequences + 1) * tiles, heads // pack, 1
-    attend(grid, tensors, numbers, constants, tile.num_warps, tile.num_stages)
+    num_stages = tile.num_stages(keys.table is not None)
+    attend(grid, tensors, numbers, constants, tile.num_warps, num_stages)
     return out, lse

@@ -19,6 +19,7 @@ __all__ = [
     "Keys",
     "Scale",
     "Scores",
+    "Tile",
     "Width",
     "columns_together",
     "head_width",
@@ -92,14 +93,49 @@ class Width(NamedTuple):
     value_block: int
 
     @property
+    def columns(self) -> int:
+        """Those of a tile of queries or keys."""
+        return self.block + self.rest_block
+
+    @property
     def widest(self) -> int:
-        """Columns that a tile of keys or values takes."""
-        return max(self.block + self.rest_block, self.value_block)
+        """Those of the wider of a tile of keys and one of values."""
+        return max(self.columns, self.value_block)
 
     @property
     def full(self) -> bool:
         """Whether no block is wider than what it holds."""
         return self[:3] == self[3:]
+
+
+class Tile(NamedTuple):
+    """Rows and keys that a program has at once."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    ahead: int
+    """Tiles of keys that are on their way while one is multiplied."""
+    split: bool
+    """Whether weights are rounded in two parts, which costs a third of the products."""
+
+    def num_stages(self, paged: bool) -> int:
+        """Those of a loop: what lies in pages is on its way as long again as its place is."""
+        return 1 + self.ahead * (2 if paged else 1)
+
+    def fitted(self, of_row: int, of_key: int, room: int) -> Tile:
+        """One that takes no more of the shared memory, or the smallest.
+
+        Args:
+            of_row: Bytes that it has of a row.
+            of_key: Bytes that it has of a key and its value.
+            room: Bytes of the shared memory.
+        """
+        taken = self.rows * of_row + (self.ahead + 1) * self.keys * of_key
+        if self.keys == _LEAST or taken <= room:
+            return self
+        less = {"ahead": 1} if self.ahead > 1 else {"keys": self.keys // 2}
+        return self._replace(**less).fitted(of_row, of_key, room)
 
 
 def block_of(columns: int) -> int:
@@ -163,6 +199,10 @@ class Keys(NamedTuple):
         if self.block_size & (self.block_size - 1):
             return 1
         return 2 if self.block_size < tile else 3
+
+    def columns(self, width: Width) -> int:
+        """Those of a tile of keys and of one of values."""
+        return width.columns + (0 if self.v is None else width.value_block)
 
     def unit(self, width: Width, *strides: int) -> int:
         """UNIT for these and further strides; 0 if columns do not lie side by side."""

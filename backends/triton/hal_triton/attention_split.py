@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from hal_triton.attention_parts import Keys, Scale, Scores, Width, results
+from hal_triton.attention_parts import Keys, Scale, Scores, Tile, Width, results
 from hal_triton.kernels.attention_merge import merge_parts
 from hal_triton.kernels.attention_split import attend_parts
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div
+from hal_triton.target import shared_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,10 @@ _MERGED = 2048
 """Elements of a program's sums when they are merged."""
 _BUSY = 240
 """Programs with which a large device is as good as full."""
+_FOLDED = 8192
+"""Elements of the sums of a group that registers hold beside those of a chunk."""
+_ROOMY = 200 << 10
+"""Bytes of shared memory in which the sums of 64 rows of latents turn into what is stored."""
 _MOST = 1056
 """Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
 
@@ -43,29 +48,18 @@ class Query(NamedTuple):
         return token, head, self.rest.stride(0), self.rest.stride(1)
 
 
-class _Tile(NamedTuple):
-    """Rows and keys that a program has at once."""
-
-    rows: int
-    keys: int
-    num_warps: int
-    num_stages: int
-    folds: bool
-    """Whether registers hold the sums of a group beside those of a chunk."""
-    split: bool
-    """Whether weights are rounded in two parts: in float32 there is nothing to gain."""
-
-
-def _tile(rows: int, width: Width, itemsize: int, unit: int) -> _Tile:
+def _tile(rows: int, width: Width, itemsize: int, unit: int, room: int) -> Tile:
+    """With what is larger, registers are spilled."""
+    if rows >= 64 and width.value_block == 512 and itemsize == 2 and room >= _ROOMY:
+        # So many rows of latents are a matter of products.
+        return Tile(64, 32, 8, 2, split=False)
     most = 16 if itemsize == 4 else 64 if width.value_block <= 128 else 32
     rows = min(max(next_power_of_2(rows), 16), most)
-    sums = rows * width.value_block
-    num_warps, folds = 4 if sums <= 4096 else 8, sums <= 8192
+    num_warps = 4 if rows * width.value_block <= 4096 else 8
     if itemsize == 4:
-        return _Tile(rows, 32 if width.widest <= 128 else 16, num_warps, 3, folds, split=False)
-    # What is more is spilled.
+        return Tile(rows, 32 if width.widest <= 128 else 16, num_warps, 1, split=False)
     keys = 64 if width.widest <= 128 and rows != 32 and unit == 16 else 32
-    return _Tile(rows, keys, num_warps, 5, folds, split=True)
+    return Tile(rows, keys, num_warps, 2, split=True)
 
 
 class _Plan(NamedTuple):
@@ -89,8 +83,9 @@ def _plan(sequences: int, programs: int, span: int, folds: bool) -> _Plan:
         span: No sequence has more keys that count.
         folds: Whether a program may go over a group.
     """
-    # Where a sequence has few programs, it has more chunks.
-    least, group = (64, 8) if programs <= 2 else (128, 4)
+    # Where a sequence has few programs, it has more chunks; where they are not folded, all are
+    # written and read again.
+    least, group = (64, 8) if folds and programs <= 2 else (128 if folds else 256, 4)
     programs *= sequences
     if programs == 0:
         return _Plan(least, 1, 1, 1, 1, 1)
@@ -118,9 +113,11 @@ def attend_split(
     sequences, kv_heads = keys.lengths.shape[0], keys.k.shape[2]
     rows = query.longest * (lse.shape[1] // kv_heads)
     unit = keys.unit(width, *query.strides)
-    tile = _tile(rows, width, query.q.dtype.itemsize, unit)
-    tiles = ceil_div(rows, tile.rows)
-    plan = _plan(sequences, kv_heads * tiles, _span(query, keys, scores), tile.folds)
+    size, room = query.q.dtype.itemsize, shared_memory(lse.device)
+    tile = _tile(rows, width, size, unit, room)
+    tile = tile.fitted(size * width.columns, size * keys.columns(width), room)
+    tiles, folds = ceil_div(rows, tile.rows), tile.rows * width.value_block <= _FOLDED
+    plan = _plan(sequences, kv_heads * tiles, _span(query, keys, scores), folds)
     k_scale, v_scale = k_scale or Scale(), v_scale or Scale()
     given = (
         *(query.q, query.rest, keys.k, keys.v, keys.table, query.starts, keys.lengths),
@@ -129,6 +126,8 @@ def attend_split(
     sizes = (rows, keys.most, lse.shape[1] // kv_heads, *width[:3], *keys.sizes, *scores[:2])
     numbers = (*sizes, *query.strides, *keys.steps, k_scale.stride, v_scale.stride, *scores.shape)
     whole = plan.units == 1
+    # A page of a whole tile is a uniform register, of which so many products leave none.
+    pages = min(keys.pages(tile.keys), 3 if folds else 2)
     # One sequence more, for the padding, where there may be any.
     all_of_them = sequences + (query.starts is not None)
     count = sequences * kv_heads * plan.units * rows
@@ -139,10 +138,10 @@ def attend_split(
         (out, lse, *parts, *given),
         (sequences, *lse.shape, plan.slots, plan.units, plan.per_unit, *numbers, v_scale.number),
         (
-            *(scores.cap > 0, keys.pages(tile.keys), tile.split, plan.per_unit > 1, whole),
+            *(scores.sign != 1, scores.cap > 0, pages, tile.split, plan.per_unit > 1, whole),
             *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
         ),
-        *(tile.num_warps, tile.num_stages),
+        *(tile.num_warps, tile.num_stages(paged=True)),
     )
     if not whole:
         pieces, *merged, num_warps = _merged(rows, plan, width)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from triton.backends import backends
 
-from hal_triton.launch import INTERPRETED
+from hal_triton.launch import INTERPRETED, driver
 
 if TYPE_CHECKING:
     from hal import Device
 
-__all__ = ["served", "works"]
+__all__ = ["served", "shared_memory", "works"]
 
 _ODD = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -30,6 +31,14 @@ def _native() -> str | None:
     active = [backend for backend in backends.values() if backend.driver.is_active()]
     current = torch.accelerator.current_accelerator() if len(active) == 1 else None
     return None if current is None else current.type
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a program may have."""
+    if INTERPRETED:
+        return 227 << 10  # An H100's, so that what runs there is what is interpreted.
+    return driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
 def served(*args: Any, **kwargs: Any) -> str | None:

@@ -55,6 +55,7 @@ def attend(
     cap: tl.float32,
     cap_scale: tl.float32,
     v_factor: tl.float32,
+    SIGNED: tl.constexpr,
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -119,10 +120,10 @@ def attend(
         query, head = row, tl.full((BLOCK_M,), 0, tl.int32) + tl.program_id(1)
     inside = query < count
     offset = (token + query).to(tl.int64) * q_stride + head * q_head
-    tile_q = queries(q, offset, inside, first, sign, BLOCK_D)
+    tile_q = queries(q, offset, inside, first, sign, SIGNED, BLOCK_D)
     tile_rest = None
     if REST > 0:
-        tile_rest = queries(q + first, offset, inside, rest, sign, REST)
+        tile_rest = queries(q + first, offset, inside, rest, sign, SIGNED, REST)
 
     behind = keys - count
     lowest, highest = query + behind - left, query + behind + right

@@ -67,11 +67,16 @@ def tile_of(
 
 
 @triton.jit
-def queries(x, offset, inside, columns, sign, BLOCK: tl.constexpr):
-    """Rows of queries with the sign of the scale."""
+def queries(x, offset, inside, columns, sign, SIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows of queries with the sign of the scale.
+
+    Only what comes straight from memory is multiplied from there, and not from registers.
+    """
     column = tl.arange(0, BLOCK)[None, :]
     value = tl.load(x + offset[:, None] + column, inside[:, None] & (column < columns), 0.0)
-    return (value.to(tl.float32) * sign).to(value.dtype)
+    if SIGNED:
+        value = (value.to(tl.float32) * sign).to(value.dtype)
+    return value
 
 
 @triton.jit

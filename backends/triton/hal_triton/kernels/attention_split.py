@@ -19,7 +19,8 @@ from hal_triton.launch import launcher
 # Chunks of a sequence at most, and up to how many they are as short as may be.
 _CHUNKS = tl.constexpr(64)
 _SHORT = tl.constexpr(16)
-# Chunks start at multiples of the largest tile.
+# Chunks are multiples of a number of keys that holds whole tiles; long ones, and where the first
+# begins, of this.
 _STEP = tl.constexpr(128)
 
 
@@ -107,6 +108,7 @@ def attend_parts(
     cap: tl.float32,
     cap_scale: tl.float32,
     v_factor: tl.float32,
+    SIGNED: tl.constexpr,
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -167,11 +169,11 @@ def attend_parts(
     inside = row < limit
     query, head = row // group, kv_head * group + row % group
     place = (token + query).to(tl.int64)
-    tile_q = queries(q, place * q_stride + head * q_head, inside, first, sign, BLOCK_D)
+    tile_q = queries(q, place * q_stride + head * q_head, inside, first, sign, SIGNED, BLOCK_D)
     tile_rest = None
     if REST > 0:
         offset = place * rest_stride + head * rest_head
-        tile_rest = queries(q_rest, offset, inside, rest, sign, REST)
+        tile_rest = queries(q_rest, offset, inside, rest, sign, SIGNED, REST)
     least = tl.maximum(keys - count - left, 0)
     lowest, highest = query + (keys - count) - left, query + (keys - count) + right
 
