@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from hal import prepared
 from hal_triton.attention_parts import (
+    ONE,
     Keys,
+    Query,
+    Run,
     Scale,
     Scores,
+    Tensors,
     Tile,
     Width,
+    bound,
     columns_together,
     head_width,
     results,
     served_widths,
 )
-from hal_triton.attention_split import Query, attend_split
+from hal_triton.attention_split import attend_split
 from hal_triton.kernels.attention import attend
-from hal_triton.layout import ceil_div, flat
+from hal_triton.layout import ceil_div, flat_like
 from hal_triton.target import shared_memory
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = [
     "paged_attention",
@@ -35,6 +40,7 @@ _FEW = 16
 """Queries of a sequence up to which programs share its keys, if these are in pages."""
 
 
+@prepared
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -49,12 +55,29 @@ def varlen_attention(
     window: Sequence[int] = (-1, -1),
     softcap: float = 0.0,
     sinks: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Run:
     del max_seqlen_k
     scores = Scores.of(_scale(scale, q), softcap, causal, window)
-    query = Query(columns_together(q), None, cu_seqlens_q.contiguous(), max_seqlen_q)
-    keys = Keys.ragged(k, v, cu_seqlens_k)
-    return _attend(query, keys, head_width(q.shape[2], v.shape[2]), scores, flat(sinks))
+    query_in, query = Query.like(q, cu_seqlens_q, max_seqlen_q)
+    starts_q_in, starts_k_in, sinks_in = map(flat_like, (cu_seqlens_q, cu_seqlens_k, sinks))
+
+    def given(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts_q: Tensor,
+        starts_k: Tensor,
+        *_lengths: int,
+        sinks: Tensor | None = None,
+        **_options: Any,
+    ) -> Tensors:
+        starts = starts_q_in(starts_q), starts_k_in(starts_k)
+        return query_in(q), k, v, None, *starts, sinks_in(sinks), None, None
+
+    like = given(q, k, v, cu_seqlens_q, cu_seqlens_k, sinks=sinks)
+    width = head_width(q.shape[2], v.shape[2])
+    run = _attend(query, Keys.ragged(k, v), width, scores, like)
+    return lambda *args, **options: run(given(*args, **options))
 
 
 def varlen_attention_supports(
@@ -63,6 +86,7 @@ def varlen_attention_supports(
     return served_widths((q, k, v, *args), kwargs, *_sizes(q, v))
 
 
+@prepared
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -80,13 +104,40 @@ def paged_attention(
     sinks: Tensor | None = None,
     k_scale: Tensor | float | None = None,
     v_scale: Tensor | float | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Run:
     scales = Scale.of(k_scale), Scale.of(v_scale)
     scores = Scores.of(_scale(scale, q) * scales[0].number, softcap, causal, window)
-    query = Query(columns_together(q), None, cu_seqlens_q.contiguous(), max_seqlen_q)
-    keys = Keys.paged(k_cache, v_cache, block_table, seq_lens, max_seqlen_k)
-    how = attend_split if max_seqlen_q <= _FEW else _attend
-    return how(query, keys, head_width(q.shape[2], v_cache.shape[3]), scores, flat(sinks), *scales)
+    query_in, query = Query.like(q, cu_seqlens_q, max_seqlen_q)
+    table_in, (table_stride, _) = columns_together(block_table)
+    keys = Keys.paged(k_cache, v_cache, block_table.shape[1], table_stride, max_seqlen_k)
+    starts_in, lens_in, sinks_in = map(flat_like, (cu_seqlens_q, seq_lens, sinks))
+    how, rest = (attend_split, (None,)) if max_seqlen_q <= _FEW else (_attend, ())
+
+    def given(
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        table: Tensor,
+        lens: Tensor,
+        starts: Tensor,
+        *_lengths: int,
+        sinks: Tensor | None = None,
+        k_scale: Tensor | float | None = None,
+        v_scale: Tensor | float | None = None,
+        **_options: Any,
+    ) -> Tensors:
+        factors = scales[0].convert(k_scale), scales[1].convert(v_scale)
+        sequences = table_in(table), starts_in(starts), lens_in(lens)
+        return query_in(q), k_cache, v_cache, *sequences, sinks_in(sinks), *factors, *rest
+
+    like = given(
+        *(q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q),
+        sinks=sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
+    run = how(query, keys, head_width(q.shape[2], v_cache.shape[3]), scores, like, *scales)
+    return lambda *args, **options: run(given(*args, **options))
 
 
 def paged_attention_supports(
@@ -130,46 +181,42 @@ def _attend(
     keys: Keys,
     width: Width,
     scores: Scores,
-    sinks: Tensor | None,
-    k_scale: Scale | None = None,
-    v_scale: Scale | None = None,
-) -> tuple[Tensor, Tensor]:
+    like: Tensors,
+    k_scale: Scale = ONE,
+    v_scale: Scale = ONE,
+) -> Run:
     """Each program goes over all keys that its queries see."""
-    (q, _, starts, longest), (out, lse) = query, results(query.q, width.value_dim)
+    (tokens, heads, _), size = query.q.shape, query.q.itemsize
     unit = keys.unit(width, *query.strides)
-    tile = _tile(longest, width, (q.dtype.itemsize, keys.k.dtype.itemsize), unit)
-    size, room = q.dtype.itemsize, shared_memory(q.device)
+    tile = _tile(query.longest, width, (size, keys.itemsize), unit)
+    room = shared_memory(query.q.device)
     tile = tile.fitted(size * width.columns, size * keys.columns(width), room)
-    k_scale, v_scale = k_scale or Scale(), v_scale or Scale()
-    assert starts is not None  # Of one query for each sequence split attention takes care.
-    tokens, heads = lse.shape
-    sequences, group = starts.shape[0] - 1, heads // keys.k.shape[-2]
+    group = heads // keys.heads
     # Few queries leave room for those of all heads that share keys, which are then read once.
-    pack = group if 0 < longest * group <= tile.rows else 1
-    tiles = max(ceil_div(min(longest, tokens) * pack, tile.rows), 1)
-    tensors = (
-        *(out, lse, q, keys.k, keys.v, keys.table, starts, keys.lengths),
-        *(sinks, k_scale.tensor, v_scale.tensor),
-    )
-    numbers = (
-        *(sequences, tiles, tokens, keys.most, heads, group, pack, *width[:3]),
-        *(*keys.sizes, *scores[:2], *query.strides[:2], *keys.steps),
-        *(k_scale.stride, v_scale.stride, *scores.shape, v_scale.number),
-    )
-    constants = (
-        *(
-            scores.sign != 1,
-            scores.cap > 0,
-            keys.pages(tile.keys),
-            tile.split,
-            pack > 1,
-            tile.rows,
-            tile.keys,
+    pack = group if 0 < query.longest * group <= tile.rows else 1
+    tiles = max(ceil_div(min(query.longest, tokens) * pack, tile.rows), 1)
+    launch = bound(
+        attend,
+        like,
+        # One sequence more, for the padding.
+        ((query.sequences + 1) * tiles, heads // pack, 1),
+        (
+            *(query.sequences, tiles, tokens, keys.most, heads, group, pack, *width[:3]),
+            *(*keys.sizes, *scores[:2], *query.strides[:2], *keys.steps),
+            *(k_scale.stride, v_scale.stride, *scores.shape, v_scale.number),
         ),
-        *(*width[3:], unit, width.full),
+        (
+            *(scores.sign != 1, scores.cap > 0, keys.pages(tile.keys), tile.split, pack > 1),
+            *(tile.rows, tile.keys, *width[3:], unit, width.full),
+        ),
+        tile.num_warps,
+        tile.num_stages(keys.block_size > 0),
     )
-    # One sequence more, for the padding.
-    grid = (sequences + 1) * tiles, heads // pack, 1
-    num_stages = tile.num_stages(keys.table is not None)
-    attend(grid, tensors, numbers, constants, tile.num_warps, num_stages)
-    return out, lse
+    empty = results(query.q, width.value_dim)
+
+    def run(given: Tensors) -> tuple[Tensor, Tensor]:
+        both = empty()
+        launch((*both, *given))
+        return both
+
+    return run

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hal_triton.launch import next_power_of_2
-from hal_triton.layout import unit
+from hal_triton.launch import Launcher, Special, next_power_of_2
+from hal_triton.layout import Convert, empty, flat_like, same, unit
 from hal_triton.target import served
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = [
+    "ONE",
     "Keys",
+    "Query",
+    "Run",
     "Scale",
     "Scores",
+    "Tensors",
     "Tile",
     "Width",
+    "block_of",
+    "bound",
     "columns_together",
+    "floats",
     "head_width",
     "results",
+    "served_widths",
     "within",
 ]
+
+Run = Callable[..., tuple[Tensor, Tensor]]
+Tensors = Sequence[Tensor | None]
+"""What kernels are given, in their order, after their results."""
 
 _LOG2E = 1.4426950408889634
 _FAR = 2**30 - 1
@@ -34,19 +45,43 @@ _LEAST = 16
 """Columns and rows of a tile that is multiplied."""
 
 
+class Query(NamedTuple):
+    """How queries [tokens, heads, head_dim] lie."""
+
+    q: Tensor
+    """One like theirs, for its device and dtype."""
+    strides: tuple[int, ...]
+    """Of tokens and heads, of the first columns and of the rest."""
+    sequences: int
+    longest: int
+    """No sequence has more."""
+    ragged: bool = True
+    """Whether sequences start where a tensor says, and have one query each if not."""
+
+    @classmethod
+    def like(cls, q: Tensor, starts: Tensor, longest: int) -> tuple[Convert, Query]:
+        """What makes a kernel's argument of an op's, and how that lies."""
+        convert, strides = columns_together(q)
+        return convert, cls(q, strides[:2] * 2, starts.shape[0] - 1, longest)
+
+
 class Scale(NamedTuple):
     """What keys or values are multiplied with: a number, or one in memory for each head."""
 
     number: float = 1.0
-    tensor: Tensor | None = None
     stride: int = 0
+    convert: Convert = same
+    """What makes a kernel's argument of an op's."""
 
     @classmethod
     def of(cls, scale: Tensor | float | None) -> Scale:
         """As ops take it."""
         if isinstance(scale, Tensor):
-            return cls(1.0, scale.reshape(-1).contiguous(), int(scale.numel() > 1))
-        return cls() if scale is None else cls(float(scale))
+            return cls(1.0, int(scale.numel() > 1), flat_like(scale))
+        return cls(1.0 if scale is None else float(scale), 0, _none)
+
+
+ONE = Scale()
 
 
 class Scores(NamedTuple):
@@ -153,48 +188,46 @@ def head_width(head_dim: int, value_dim: int) -> Width:
 
 
 class Keys(NamedTuple):
-    """Keys and values, one sequence after the other or in pages."""
+    """How keys and values lie, one sequence after the other or in pages."""
 
-    k: Tensor
-    v: Tensor | None
-    """None if values are the first part of keys."""
-    table: Tensor | None
-    lengths: Tensor
-    """Where sequences start in k and v; with a table the keys of each."""
+    heads: int
+    itemsize: int
     most: int
     block_size: int
-    strides: tuple[int, ...]
-    """Of pages, rows, heads and columns, of k and then of v."""
+    """0 if they are not in pages."""
+    table_stride: int
+    k: tuple[int, ...]
+    """Strides of pages, rows, heads and columns."""
+    v: tuple[int, ...] | None
+    """None if values are the first part of keys."""
 
     @classmethod
-    def ragged(cls, k: Tensor, v: Tensor, starts: Tensor) -> Keys:
+    def ragged(cls, k: Tensor, v: Tensor) -> Keys:
         """[tokens, kv_heads, head_dim] each."""
-        strides = (0, *k.stride(), 0, *v.stride())
-        return cls(k, v, None, starts.contiguous(), 0, 1, strides)
+        return cls(k.shape[1], k.itemsize, 0, 0, 0, (0, *k.stride()), (0, *v.stride()))
 
     @classmethod
     def paged(
-        cls, k: Tensor, v: Tensor | None, table: Tensor, lengths: Tensor, most: int = _FAR
+        cls, k: Tensor, v: Tensor | None, pages: int, table_stride: int, most: int = _FAR
     ) -> Keys:
-        """[blocks, block_size, kv_heads, head_dim] each."""
-        table = columns_together(table)
-        most = min(most, table.shape[1] * k.shape[1]) if k.shape[0] else 0
-        strides = (*k.stride(), *((0, 0, 0, 0) if v is None else v.stride()))
-        return cls(k, v, table, lengths.contiguous(), most, k.shape[1], strides)
+        """[blocks, block_size, kv_heads, head_dim] each, with so many pages of a sequence."""
+        most = min(most, pages * k.shape[1]) if k.shape[0] else 0
+        strides = k.stride(), None if v is None else v.stride()
+        return cls(k.shape[2], k.itemsize, most, k.shape[1], table_stride, *strides)
 
     @property
     def sizes(self) -> tuple[int, int]:
         """The block size and its logarithm, where it has one."""
-        return self.block_size, self.block_size.bit_length() - 1
+        return self.block_size, max(self.block_size.bit_length() - 1, 0)
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The stride of the table and all others."""
-        return (0 if self.table is None else self.table.stride(0), *self.strides)
+        return self.table_stride, *self.k, *(self.v or (0, 0, 0, 0))
 
     def pages(self, tile: int) -> int:
         """PAGES for tiles of so many keys."""
-        if self.table is None:
+        if self.block_size == 0:
             return 0
         if self.block_size & (self.block_size - 1):
             return 1
@@ -206,21 +239,64 @@ class Keys(NamedTuple):
 
     def unit(self, width: Width, *strides: int) -> int:
         """UNIT for these and further strides; 0 if columns do not lie side by side."""
-        if self.strides[3] != 1 or (self.v is not None and self.strides[7] != 1):
+        if self.k[3] != 1 or (self.v is not None and self.v[3] != 1):
             return 0
-        together = *self.strides[:3], *self.strides[4:7], width.first, width.value_dim
+        together = *self.k[:3], *(self.v or ())[:3], width.first, width.value_dim
         return unit(*together, *strides)
 
 
-def columns_together(x: Tensor) -> Tensor:
-    """``x`` with the elements of a row side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def columns_together(x: Tensor) -> tuple[Convert, tuple[int, ...]]:
+    """What has the elements of a row of tensors like ``x`` lie side by side, and strides then."""
+    if x.stride(-1) == 1:
+        return same, x.stride()
+    return torch.Tensor.contiguous, x.contiguous().stride()
 
 
-def results(q: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
-    """Memory for the two results, for each row of queries [..., head_dim]."""
+def results(q: Tensor, value_dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What makes memory for both results, for each row of queries like ``q`` [..., head_dim]."""
     leading = q.shape[:-1]
-    return q.new_empty((*leading, value_dim)), q.new_empty(leading, dtype=torch.float32)
+    out, lse = empty((*leading, value_dim), q), floats(leading, q)
+    return lambda: (out(), lse())
+
+
+def floats(shape: Sequence[int], like: Tensor) -> Callable[[], Tensor]:
+    """What makes memory for numbers in float32."""
+    return empty(shape, like.new_empty((), dtype=torch.float32))
+
+
+def _none(_scale: Any) -> None:
+    """A number is not in memory."""
+
+
+def bound(
+    kernel: Launcher,
+    given: Tensors,
+    grid: tuple[int, int, int],
+    numbers: Sequence[float],
+    constants: Sequence[Any],
+    num_warps: int,
+    num_stages: int = 3,
+) -> Callable[[Tensors], None]:
+    """What runs a kernel for tensors of the device and the dtypes of those given, among others.
+
+    What is compiled is shared: the longest sequence, a number, is another one at each step.
+    """
+    device = next(tensor.device for tensor in given if tensor is not None)
+    dtypes = tuple(None if tensor is None else tensor.dtype for tensor in given)
+    launch = _special(kernel, tuple(constants), num_warps, num_stages, device, dtypes)
+    return lambda tensors: launch(grid, tensors, numbers)
+
+
+@functools.lru_cache(maxsize=1024)
+def _special(
+    kernel: Launcher,
+    constants: tuple[Any, ...],
+    num_warps: int,
+    num_stages: int,
+    _device: torch.device,
+    _dtypes: tuple[torch.dtype | None, ...],
+) -> Special:
+    return Special(kernel, constants, num_warps, num_stages)
 
 
 def within(most: int, *sizes: tuple[str, int]) -> str | None:

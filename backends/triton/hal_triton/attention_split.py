@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from hal_triton.attention_parts import Keys, Scale, Scores, Tile, Width, results
+from torch import Tensor
+
+from hal_triton.attention_parts import (
+    ONE,
+    Keys,
+    Query,
+    Run,
+    Scale,
+    Scores,
+    Tensors,
+    Tile,
+    Width,
+    bound,
+    floats,
+    results,
+)
 from hal_triton.kernels.attention_merge import merge_parts
 from hal_triton.kernels.attention_split import attend_parts
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div
 from hal_triton.target import shared_memory
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["Query", "attend_split"]
+__all__ = ["attend_split"]
 
 _CHUNKS, _SHORT, _STEP = 64, 16, 128
 """As in the kernels."""
@@ -28,24 +41,6 @@ _ROOMY = 200 << 10
 """Bytes of shared memory in which the sums of 64 rows of latents turn into what is stored."""
 _MOST = 1056
 """Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
-
-
-class Query(NamedTuple):
-    """Queries [tokens, heads, columns], in one tensor or in two."""
-
-    q: Tensor
-    rest: Tensor | None
-    starts: Tensor | None
-    """Where sequences start; None if each has one query."""
-    longest: int
-
-    @property
-    def strides(self) -> tuple[int, int, int, int]:
-        """Of tokens and heads, of both."""
-        token, head = self.q.stride(0), self.q.stride(1)
-        if self.rest is None:
-            return token, head, 0, 0
-        return token, head, self.rest.stride(0), self.rest.stride(1)
 
 
 def _tile(rows: int, width: Width, itemsize: int, unit: int, room: int) -> Tile:
@@ -102,63 +97,69 @@ def attend_split(
     keys: Keys,
     width: Width,
     scores: Scores,
-    sinks: Tensor | None = None,
-    k_scale: Scale | None = None,
-    v_scale: Scale | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Out [tokens, heads, value_dim] and lse [tokens, heads]."""
-    out, lse = results(query.q, width.value_dim)
-    if width.rest and query.rest is None:
-        query = query._replace(rest=query.q[..., width.first :])
-    sequences, kv_heads = keys.lengths.shape[0], keys.k.shape[2]
-    rows = query.longest * (lse.shape[1] // kv_heads)
+    like: Tensors,
+    k_scale: Scale = ONE,
+    v_scale: Scale = ONE,
+) -> Run:
+    """Programs share the keys of a sequence."""
+    (tokens, heads, _), size = query.q.shape, query.q.itemsize
+    rows, room = query.longest * (heads // keys.heads), shared_memory(query.q.device)
     unit = keys.unit(width, *query.strides)
-    size, room = query.q.dtype.itemsize, shared_memory(lse.device)
     tile = _tile(rows, width, size, unit, room)
     tile = tile.fitted(size * width.columns, size * keys.columns(width), room)
     tiles, folds = ceil_div(rows, tile.rows), tile.rows * width.value_block <= _FOLDED
-    plan = _plan(sequences, kv_heads * tiles, _span(query, keys, scores), folds)
-    k_scale, v_scale = k_scale or Scale(), v_scale or Scale()
-    given = (
-        *(query.q, query.rest, keys.k, keys.v, keys.table, query.starts, keys.lengths),
-        *(sinks, k_scale.tensor, v_scale.tensor),
-    )
-    sizes = (rows, keys.most, lse.shape[1] // kv_heads, *width[:3], *keys.sizes, *scores[:2])
-    numbers = (*sizes, *query.strides, *keys.steps, k_scale.stride, v_scale.stride, *scores.shape)
+    plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), folds)
     whole = plan.units == 1
+    # One sequence more, for the padding, where there may be any.
+    all_of_them = query.sequences + query.ragged
+    numbers = (
+        *(rows, keys.most, heads // keys.heads, *width[:3], *keys.sizes, *scores[:2]),
+        *(*query.strides, *keys.steps, k_scale.stride, v_scale.stride),
+        *(*scores.shape, v_scale.number),
+    )
     # A page of a whole tile is a uniform register, of which so many products leave none.
     pages = min(keys.pages(tile.keys), 3 if folds else 2)
-    # One sequence more, for the padding, where there may be any.
-    all_of_them = sequences + (query.starts is not None)
-    count = sequences * kv_heads * plan.units * rows
-    parts = (None, None, None) if whole else _parts(lse, count, width.value_dim)
-    grid = (all_of_them if whole else sequences * plan.slots), kv_heads, max(tiles, 1)
-    attend_parts(
-        grid,
-        (out, lse, *parts, *given),
-        (sequences, *lse.shape, plan.slots, plan.units, plan.per_unit, *numbers, v_scale.number),
+    first = bound(
+        attend_parts,
+        like,
+        (all_of_them if whole else query.sequences * plan.slots, keys.heads, max(tiles, 1)),
+        (query.sequences, tokens, heads, plan.slots, plan.units, plan.per_unit, *numbers),
         (
             *(scores.sign != 1, scores.cap > 0, pages, tile.split, plan.per_unit > 1, whole),
             *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
         ),
-        *(tile.num_warps, tile.num_stages(paged=True)),
+        tile.num_warps,
+        tile.num_stages(paged=True),
     )
-    if not whole:
-        pieces, *merged, num_warps = _merged(rows, plan, width)
-        merge_parts(
-            (all_of_them * pieces, kv_heads, 1),
-            (out, lse, *parts, *given),
-            (sequences, pieces, *lse.shape, *plan[2:5], *numbers, v_scale.number),
-            (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
-            num_warps,
-        )
-    return out, lse
+    empty = results(query.q, width.value_dim)
+    if whole:
+        return _run((first,), empty, lambda: None)
+    pieces, *merged, num_warps = _merged(rows, plan, width)
+    second = bound(
+        merge_parts,
+        like,
+        (all_of_them * pieces, keys.heads, 1),
+        (query.sequences, pieces, tokens, heads, *plan[2:5], *numbers),
+        (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
+        num_warps,
+    )
+    count = query.sequences * keys.heads * plan.units * rows
+    return _run((first, second), empty, floats((count * (width.value_dim + 2),), query.q))
 
 
-def _parts(lse: Tensor, count: int, value_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for so many sums, their peaks and their denominators."""
-    numbers = lse.new_empty((2, count))
-    return lse.new_empty((count, value_dim)), numbers[0], numbers[1]
+def _run(
+    launches: tuple[Callable[[Tensors], None], ...],
+    empty: Callable[[], tuple[Tensor, Tensor]],
+    room: Callable[[], Tensor | None],
+) -> Run:
+    def run(given: Tensors) -> tuple[Tensor, Tensor]:
+        both = empty()
+        tensors = *both, room(), *given
+        for launch in launches:
+            launch(tensors)
+        return both
+
+    return run
 
 
 def _merged(rows: int, plan: _Plan, width: Width) -> tuple[int, int, int, int]:

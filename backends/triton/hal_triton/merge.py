@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
+from hal import prepared
+from hal_triton.attention_parts import Run, columns_together, results
 from hal_triton.kernels import merge as kernels
 from hal_triton.layout import tile, unit
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-def merge_attention_states(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor
-) -> tuple[Tensor, Tensor]:
+@prepared
+def merge_attention_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Run:
     tokens, heads, columns = out_a.shape
-    out, lse = out_a.new_empty(out_a.shape), lse_a.new_empty(lse_a.shape)
-    out_a, out_b = (x if x.stride(2) == 1 else x.contiguous() for x in (out_a, out_b))
-    strides = *out_a.stride()[:2], *out_b.stride()[:2]
+    empty = results(out_a, columns)
+    (a_in, a), (b_in, b) = columns_together(out_a), columns_together(out_b)
+    strides = *a[:2], *b[:2]
     # One program along the columns even if there are none: their log-sums remain.
     grid, shape, num_warps = tile(tokens * heads, max(columns, 1))
     numbers = tokens * heads, heads, columns, *strides, *lse_a.stride(), *lse_b.stride()
-    tensors = out, lse, out_a, lse_a, out_b, lse_b
-    kernels.merge(grid, tensors, numbers, (*shape, unit(columns, *strides)), num_warps)
-    return out, lse
+    launch = kernels.merge.bind(grid, numbers, (*shape, unit(columns, *strides)), num_warps)
+
+    def run(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+        both = empty()
+        launch(*both, a_in(out_a), lse_a, b_in(out_b), lse_b)
+        return both
+
+    return run

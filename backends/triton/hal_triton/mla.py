@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from hal import prepared
 from hal_triton.attention_parts import (
     Keys,
+    Query,
+    Run,
     Scores,
+    Tensors,
     Width,
     block_of,
     columns_together,
     served_widths,
 )
-from hal_triton.attention_split import Query, attend_split
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hal_triton.attention_split import attend_split
+from hal_triton.layout import flat_like
 
 __all__ = ["mla_decode", "mla_decode_supports"]
 
 
+@prepared
 def mla_decode(
     q_nope: Tensor,
     q_rope: Tensor,
@@ -28,13 +33,30 @@ def mla_decode(
     seq_lens: Tensor,
     *,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+) -> Run:
     latent, rope = q_nope.shape[2], q_rope.shape[2]
     block, rest = block_of(latent), block_of(rope) if rope else 0
     width = Width(latent, rope, latent, block, rest, block)
-    query = Query(columns_together(q_nope), columns_together(q_rope) if rope else None, None, 1)
-    keys = Keys.paged(kv_cache.unsqueeze(2), None, block_table, seq_lens)
-    return attend_split(query, keys, width, Scores.of(scale))
+    (nope_in, strides), (rope_in, more) = columns_together(q_nope), columns_together(q_rope)
+    query = Query(q_nope, (*strides[:2], *more[:2]), seq_lens.shape[0], 1, ragged=False)
+    table_in, (table_stride, _) = columns_together(block_table)
+    keys = Keys.paged(kv_cache.unsqueeze(2), None, block_table.shape[1], table_stride)
+    lens_in = flat_like(seq_lens)
+
+    def given(
+        q_nope: Tensor,
+        q_rope: Tensor,
+        kv_cache: Tensor,
+        table: Tensor,
+        lens: Tensor,
+        **_options: float,
+    ) -> Tensors:
+        sequences = table_in(table), None, lens_in(lens)
+        return nope_in(q_nope), kv_cache, None, *sequences, None, None, None, rope_in(q_rope)
+
+    like = given(q_nope, q_rope, kv_cache, block_table, seq_lens)
+    run = attend_split(query, keys, width, Scores.of(scale), like)
+    return lambda *args, **options: run(given(*args, **options))
 
 
 def mla_decode_supports(q_nope: Tensor, q_rope: Tensor, *args: Any, **kwargs: Any) -> str | None:

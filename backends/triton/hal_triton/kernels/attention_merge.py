@@ -15,10 +15,7 @@ def merge_parts(
     out,
     lse,
     parts,
-    peaks,
-    totals,
     q,
-    q_rest,
     k,
     v,
     table,
@@ -27,6 +24,7 @@ def merge_parts(
     sinks,
     k_scales,
     v_scales,
+    q_rest,
     sequences: tl.int32,
     blocks: tl.int32,
     tokens: tl.int32,
@@ -104,13 +102,16 @@ def merge_parts(
     acc = tl.full((ROWS, GROUPS, BLOCK_V), 0.0, tl.float32)
     peak = tl.full((ROWS, GROUPS), float("-inf"), tl.float32)
     total = tl.full((ROWS, GROUPS), 0.0, tl.float32)
-    base = (sequence.to(tl.int64) * tl.num_programs(1) + kv_head) * units
+    per_head = units.to(tl.int64) * rows
+    every = sequences * tl.num_programs(1) * per_head
+    base = (sequence * tl.num_programs(1) + kv_head) * per_head
+    peaks = parts + every * value_dim
     for i in range(tl.minimum(per_group, here)):
         unit = tl.arange(0, GROUPS)[None, :] * per_group + i
         mask = inside[:, None] & (unit < here)
-        at = (base + unit) * rows + row[:, None]
+        at = base + unit * rows + row[:, None]
         part_peak = tl.load(peaks + at, mask, float("-inf"))
-        part_total = tl.load(totals + at, mask, 0.0)
+        part_total = tl.load(peaks + every + at, mask, 0.0)
         where = parts + at[:, :, None] * value_dim + column[None, None, :]
         part = tl.load(where, mask[:, :, None] & (column < value_dim)[None, None, :], 0.0)
         acc, peak, total = folded(acc, peak, total, part, part_peak, part_total, scale)
@@ -123,6 +124,9 @@ def merge_parts(
     if v is not None:
         v += kv_head * v_head
     table += sequence * table_stride
+    if REST > 0:
+        if q_rest is None:
+            q_rest = q + first
     k_factor = None
     if k_scales is not None:
         k_factor = tl.load(k_scales + kv_head * k_scale_stride).to(tl.float32)

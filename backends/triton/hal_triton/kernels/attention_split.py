@@ -60,10 +60,7 @@ def attend_parts(
     out,
     lse,
     parts,
-    peaks,
-    totals,
     q,
-    q_rest,
     k,
     v,
     table,
@@ -72,6 +69,7 @@ def attend_parts(
     sinks,
     k_scales,
     v_scales,
+    q_rest,
     sequences: tl.int32,
     tokens: tl.int32,
     heads: tl.int32,
@@ -126,7 +124,8 @@ def attend_parts(
 ):
     """Sums for units of per_unit chunks; a program has every slots-th of its sequence.
 
-    parts: [sequences, kv_heads, units, rows, value_dim]. WHOLE: there is but one unit, and results
+    parts: [sequences, kv_heads, units, rows, value_dim], then the peak of each row of it, then the
+    total of each; starts_q and q_rest may be None. WHOLE: there is but one unit, and results
     are written, with the padding as the sequence behind the last one. Without v, values are the
     first part of keys.
     """
@@ -172,6 +171,8 @@ def attend_parts(
     tile_q = queries(q, place * q_stride + head * q_head, inside, first, sign, SIGNED, BLOCK_D)
     tile_rest = None
     if REST > 0:
+        if q_rest is None:
+            q_rest = q + first
         offset = place * rest_stride + head * rest_head
         tile_rest = queries(q_rest, offset, inside, rest, sign, SIGNED, REST)
     least = tl.maximum(keys - count - left, 0)
@@ -225,10 +226,12 @@ def attend_parts(
                 *(CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
             )
         else:
-            at = (sequence.to(tl.int64) * tl.num_programs(1) + kv_head) * units + unit
-            at = at * rows + row
+            per_head = units.to(tl.int64) * rows
+            every = sequences * tl.num_programs(1) * per_head
+            at = (sequence * tl.num_programs(1) + kv_head) * per_head + unit * rows + row
+            peaks = parts + every * value_dim
             tl.store(peaks + at, peak, inside)
-            tl.store(totals + at, total, inside)
+            tl.store(peaks + every + at, total, inside)
             column = tl.arange(0, BLOCK_V)[None, :]
             mask = inside[:, None] & (column < value_dim)
             tl.store(parts + at[:, None] * value_dim + column, acc, mask)
