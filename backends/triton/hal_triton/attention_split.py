@@ -37,7 +37,7 @@ _BUSY = 240
 """Programs with which a large device is as good as full."""
 _FOLDED = 8192
 """Elements of the sums of a group that registers hold beside those of a chunk."""
-_ROOMY = 200 << 10
+_ROOMY = 208 << 10
 """Bytes of shared memory in which the sums of 64 rows of latents turn into what is stored."""
 _MOST = 1056
 """Programs beyond which more of them gain nothing: 8 for each of 132 processors."""

@@ -112,6 +112,8 @@ def attend(
         k_factor = tl.load(k_scales + kv_head * k_scale_stride).to(tl.float32)
     if v_scales is not None:
         v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
+    sizes, shape = (block_size, shift, first, rest, value_dim), (scale, cap, cap_scale)
+    of_q, of_k, of_v = (q_stride, q_head), (k_page, k_slot, k_column), (v_page, v_slot, v_column)
 
     row = begin + tl.arange(0, BLOCK_M)
     if PACKED:
@@ -149,8 +151,7 @@ def attend(
             table,
             *(i * BLOCK_N, lowest, highest, least, keys),
             k_factor,
-            *(block_size, shift, first, rest, value_dim),
-            *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+            *(sizes, of_k, of_v, shape),
             *(False, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
     for i in range((open_low - low) + (high - open_high)):
@@ -164,8 +165,7 @@ def attend(
             table,
             *(at * BLOCK_N, lowest, highest, least, keys),
             k_factor,
-            *(block_size, shift, first, rest, value_dim),
-            *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+            *(sizes, of_k, of_v, shape),
             *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
     finish(
@@ -174,7 +174,6 @@ def attend(
         *(v_factor, q, q + first, k, v),
         table,
         k_factor,
-        *(keys, count, left, right, block_size, shift, first, rest, value_dim),
-        *(q_stride, q_head, q_stride, q_head, k_page, k_slot, k_column, v_page, v_slot, v_column),
-        *(sign, scale, cap, cap_scale, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+        *(keys, count, left, right, sizes, of_q, of_q, of_k, of_v),
+        *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
     )

@@ -142,8 +142,9 @@ def merge_parts(
         v,
         table,
         k_factor,
-        *(keys, count, left, right, block_size, shift, first, rest, value_dim),
-        *(q_stride, q_head, rest_stride, rest_head),
-        *(k_page, k_slot, k_column, v_page, v_slot, v_column, sign, scale, cap, cap_scale),
+        *(keys, count, left, right, (block_size, shift, first, rest, value_dim)),
+        *((q_stride, q_head), (rest_stride, rest_head)),
+        *((k_page, k_slot, k_column), (v_page, v_slot, v_column)),
+        *(sign, (scale, cap, cap_scale)),
         *(CAPPED, PAGES, ROWS, BLOCK_D, REST, BLOCK_V, UNIT),
     )

@@ -39,9 +39,7 @@ def tile_of(
     slot,
     inside,
     columns,
-    page_stride,
-    slot_stride,
-    column_stride,
+    strides,
     MASKED: tl.constexpr,
     PAGES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -49,6 +47,7 @@ def tile_of(
     FULL: tl.constexpr,
 ):
     """Rows of keys or of values; zero outside."""
+    page_stride, slot_stride, column_stride = strides
     column = tl.arange(0, BLOCK)[None, :]
     mask = column < columns
     if UNIT == 0:
@@ -142,20 +141,10 @@ def seen(
     least,
     keys,
     k_scales,
-    block_size,
-    shift,
-    first,
-    rest,
-    value_dim,
-    k_page,
-    k_slot,
-    k_column,
-    v_page,
-    v_slot,
-    v_column,
-    scale,
-    cap,
-    cap_scale,
+    sizes,
+    of_k,
+    of_v,
+    shape,
     MASKED: tl.constexpr,
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
@@ -169,21 +158,26 @@ def seen(
 ):
     """The sums with a tile of keys; each row sees those from lowest to highest.
 
-    No row sees keys below ``least``. Without v, values are the first part of keys.
+    No row sees keys below ``least``. Without v, values are the first part of keys. of_k and
+    of_v are strides of pages, slots and columns.
     """
+    block_size, shift, first, rest, value_dim = sizes
+    scale, cap, cap_scale = shape
     key = start + tl.arange(0, BLOCK_N)
     inside = (key >= least) & (key < keys)
     page, slot = places(table, start, key, inside, block_size, shift, PAGES)
     row = tile_of(
         k,
-        *(page, slot, inside, first, k_page, k_slot, k_column),
+        *(page, slot, inside, first),
+        of_k,
         *(MASKED, PAGES, BLOCK_D, UNIT, FULL),
     ).to(q.dtype)
     score = tl.dot(q, tl.trans(row), input_precision="ieee")
     if REST > 0:
         tail = tile_of(
-            k + first * k_column,
-            *(page, slot, inside, rest, k_page, k_slot, k_column),
+            k + first * of_k[2],
+            *(page, slot, inside, rest),
+            of_k,
             *(MASKED, PAGES, REST, UNIT, FULL),
         )
         score = tl.dot(q_rest, tl.trans(tail.to(q.dtype)), score, input_precision="ieee")
@@ -197,7 +191,8 @@ def seen(
     else:
         value = tile_of(
             v,
-            *(page, slot, inside, value_dim, v_page, v_slot, v_column),
+            *(page, slot, inside, value_dim),
+            of_v,
             *(MASKED, PAGES, BLOCK_V, UNIT, FULL),
         ).to(q.dtype)
     return add_keys(acc, peak, total, score, value, scale, SPLIT)

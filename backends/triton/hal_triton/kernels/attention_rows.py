@@ -41,21 +41,11 @@ def _exact(
     low,
     high,
     log,
-    block_size,
-    shift,
-    first,
-    rest,
-    value_dim,
-    k_page,
-    k_slot,
-    k_column,
-    v_page,
-    v_slot,
-    v_column,
+    sizes,
+    of_k,
+    of_v,
     sign,
-    scale,
-    cap,
-    cap_scale,
+    shape,
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -68,6 +58,8 @@ def _exact(
     What is not finite in the values stays out of products, where 0 * NaN is NaN, and is added where
     it is seen. Weights are at most 1, so that sums of large values do not overflow.
     """
+    block_size, shift, first, rest, value_dim = sizes
+    scale, cap, cap_scale = shape
     column = tl.arange(0, BLOCK_D)
     query = tl.load(q + column, column < first, 0.0).to(tl.float32) * sign
     if REST > 0:
@@ -85,15 +77,17 @@ def _exact(
         page, slot = places(table, start, key, inside, block_size, shift, kind)
         row = tile_of(
             k,
-            *(page, slot, inside, first, k_page, k_slot, k_column),
+            *(page, slot, inside, first),
+            of_k,
             *(True, PAGES, BLOCK_D, UNIT, False),
         )
         row = row.to(tl.float32)
         score = tl.sum(row * query[None, :], 1)
         if REST > 0:
             tail = tile_of(
-                k + first * k_column,
-                *(page, slot, inside, rest, k_page, k_slot, k_column),
+                k + first * of_k[2],
+                *(page, slot, inside, rest),
+                of_k,
                 *(True, PAGES, REST, UNIT, False),
             )
             score += tl.sum(tail.to(tl.float32) * query_rest[None, :], 1)
@@ -105,7 +99,8 @@ def _exact(
         else:
             value = tile_of(
                 v,
-                *(page, slot, inside, value_dim, v_page, v_slot, v_column),
+                *(page, slot, inside, value_dim),
+                of_v,
                 *(True, PAGES, BLOCK_V, UNIT, False),
             ).to(tl.float32)
         finite = tl.abs(value) < float("inf")
@@ -140,25 +135,13 @@ def finish(
     count,
     left,
     right,
-    block_size,
-    shift,
-    first,
-    rest,
-    value_dim,
-    q_stride,
-    q_head,
-    rest_stride,
-    rest_head,
-    k_page,
-    k_slot,
-    k_column,
-    v_page,
-    v_slot,
-    v_column,
+    sizes,
+    of_q,
+    of_rest,
+    of_k,
+    of_v,
     sign,
-    scale,
-    cap,
-    cap_scale,
+    shape,
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -169,8 +152,11 @@ def finish(
 ):
     """Write the rows of some queries and heads of a sequence from their sums.
 
-    k, v, table: At the sequence, and at the head of the keys.
+    k, v, table: At the sequence, and at the head of the keys. of_q and of_rest are strides of
+    tokens and heads, of_k and of_v of pages, slots and columns.
     """
+    _, _, _, _, value_dim = sizes
+    scale, _, _ = shape
     sink = None
     if sinks is not None:
         sink = tl.load(sinks + head, inside, 0.0).to(tl.float32) * LOG2E
@@ -194,9 +180,9 @@ def finish(
                 its_token = (token + one).to(tl.int64)
                 row_rest = None
                 if REST > 0:
-                    row_rest = q_rest + its_token * rest_stride + its_head * rest_head
+                    row_rest = q_rest + its_token * of_rest[0] + its_head * of_rest[1]
                 exact = v_scale * _exact(
-                    q + its_token * q_stride + its_head * q_head,
+                    q + its_token * of_q[0] + its_head * of_q[1],
                     row_rest,
                     k,
                     v,
@@ -205,9 +191,7 @@ def finish(
                     tl.maximum(one + keys - count - left, 0),
                     tl.minimum(one + keys - count + right + 1, keys),
                     tl.sum(tl.where(mine, log, 0.0), 0),
-                    *(block_size, shift, first, rest, value_dim),
-                    *(k_page, k_slot, k_column, v_page, v_slot, v_column),
-                    *(sign, scale, cap, cap_scale),
+                    *(sizes, of_k, of_v, sign, shape),
                     *(CAPPED, PAGES, BLOCK_D, REST, BLOCK_V, UNIT),
                 )
                 row_out = out + (its_token * heads + its_head) * value_dim

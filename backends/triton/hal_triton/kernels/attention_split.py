@@ -163,6 +163,9 @@ def attend_parts(
     k_factor = None
     if k_scales is not None:
         k_factor = tl.load(k_scales + kv_head * k_scale_stride).to(tl.float32)
+    sizes, shape = (block_size, shift, first, rest, value_dim), (scale, cap, cap_scale)
+    of_q, of_rest = (q_stride, q_head), (rest_stride, rest_head)
+    of_k, of_v = (k_page, k_slot, k_column), (v_page, v_slot, v_column)
 
     row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = row < limit
@@ -194,8 +197,7 @@ def attend_parts(
                 v,
                 *(table, start, lowest, highest, least, keys),
                 k_factor,
-                *(block_size, shift, first, rest, value_dim),
-                *(k_page, k_slot, k_column, v_page, v_slot, v_column, scale, cap, cap_scale),
+                *(sizes, of_k, of_v, shape),
                 *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
             )
             if FOLDS:
@@ -220,10 +222,8 @@ def attend_parts(
                 v,
                 table,
                 k_factor,
-                *(keys, count, left, right, block_size, shift, first, rest, value_dim),
-                *(q_stride, q_head, rest_stride, rest_head),
-                *(k_page, k_slot, k_column, v_page, v_slot, v_column, sign, scale, cap, cap_scale),
-                *(CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+                *(keys, count, left, right, sizes, of_q, of_rest, of_k, of_v),
+                *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
             )
         else:
             per_head = units.to(tl.int64) * rows
