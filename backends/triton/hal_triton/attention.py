@@ -8,20 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from hal import prepared
+from hal_triton.attention_launch import Run, Tensors, Tile, bound, results
 from hal_triton.attention_parts import (
     ONE,
     Keys,
     Query,
-    Run,
     Scale,
     Scores,
-    Tensors,
-    Tile,
     Width,
-    bound,
     columns_together,
     head_width,
-    results,
+    numbers,
     served_widths,
 )
 from hal_triton.attention_split import attend_split
@@ -65,13 +62,13 @@ def varlen_attention(
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        starts_q: Tensor,
-        starts_k: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
         *_lengths: int,
         sinks: Tensor | None = None,
         **_options: Any,
     ) -> Tensors:
-        starts = starts_q_in(starts_q), starts_k_in(starts_k)
+        starts = starts_q_in(cu_seqlens_q), starts_k_in(cu_seqlens_k)
         return query_in(q), k, v, None, *starts, sinks_in(sinks), None, None
 
     like = given(q, k, v, cu_seqlens_q, cu_seqlens_k, sinks=sinks)
@@ -117,25 +114,21 @@ def paged_attention(
         q: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
-        table: Tensor,
-        lens: Tensor,
-        starts: Tensor,
+        block_table: Tensor,
+        seq_lens: Tensor,
+        cu_seqlens_q: Tensor,
         *_lengths: int,
         sinks: Tensor | None = None,
         k_scale: Tensor | float | None = None,
         v_scale: Tensor | float | None = None,
         **_options: Any,
     ) -> Tensors:
-        factors = scales[0].convert(k_scale), scales[1].convert(v_scale)
-        sequences = table_in(table), starts_in(starts), lens_in(lens)
-        return query_in(q), k_cache, v_cache, *sequences, sinks_in(sinks), *factors, *rest
+        sequences = table_in(block_table), starts_in(cu_seqlens_q), lens_in(seq_lens)
+        factors = sinks_in(sinks), scales[0].convert(k_scale), scales[1].convert(v_scale)
+        return query_in(q), k_cache, v_cache, *sequences, *factors, *rest
 
-    like = given(
-        *(q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q),
-        sinks=sinks,
-        k_scale=k_scale,
-        v_scale=v_scale,
-    )
+    at = q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q
+    like = given(*at, sinks=sinks, k_scale=k_scale, v_scale=v_scale)
     run = how(query, keys, head_width(q.shape[2], v_cache.shape[3]), scores, like, *scales)
     return lambda *args, **options: run(given(*args, **options))
 
@@ -159,7 +152,7 @@ _SHORT = 64
 
 
 def _tile(longest: int, width: Width, itemsizes: tuple[int, int], unit: int) -> Tile:
-    """For queries and keys of so many bytes; with what is larger, registers are spilled."""
+    """For queries and keys of so many bytes; beyond it, registers are spilled."""
     widest = width.widest
     if itemsizes[0] == 4:
         # The cores multiply float32, and registers hold what they multiply.
@@ -195,16 +188,13 @@ def _attend(
     # Few queries leave room for those of all heads that share keys, which are then read once.
     pack = group if 0 < query.longest * group <= tile.rows else 1
     tiles = max(ceil_div(min(query.longest, tokens) * pack, tile.rows), 1)
+    told = numbers(query, keys, width, scores, k_scale, v_scale)
     launch = bound(
         attend,
         like,
         # One sequence more, for the padding.
         ((query.sequences + 1) * tiles, heads // pack, 1),
-        (
-            *(query.sequences, tiles, tokens, keys.most, heads, group, pack, *width[:3]),
-            *(*keys.sizes, *scores[:2], *query.strides[:2], *keys.steps),
-            *(k_scale.stride, v_scale.stride, *scores.shape, v_scale.number),
-        ),
+        (query.sequences, tiles, tokens, heads, pack, *told),
         (
             *(scores.sign != 1, scores.cap > 0, keys.pages(tile.keys), tile.split, pack > 1),
             *(tile.rows, tile.keys, *width[3:], unit, width.full),

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hal_triton.launch import Launcher, Special, next_power_of_2
-from hal_triton.layout import Convert, empty, flat_like, same, unit
+from hal_triton.launch import next_power_of_2
+from hal_triton.layout import Convert, flat_like, same, unit
 from hal_triton.target import served
 
 __all__ = [
     "ONE",
     "Keys",
     "Query",
-    "Run",
     "Scale",
     "Scores",
-    "Tensors",
-    "Tile",
     "Width",
     "block_of",
-    "bound",
     "columns_together",
-    "floats",
     "head_width",
-    "results",
+    "numbers",
     "served_widths",
     "within",
 ]
-
-Run = Callable[..., tuple[Tensor, Tensor]]
-Tensors = Sequence[Tensor | None]
-"""What kernels are given, in their order, after their results."""
 
 _LOG2E = 1.4426950408889634
 _FAR = 2**30 - 1
@@ -143,36 +133,6 @@ class Width(NamedTuple):
         return self[:3] == self[3:]
 
 
-class Tile(NamedTuple):
-    """Rows and keys that a program has at once."""
-
-    rows: int
-    keys: int
-    num_warps: int
-    ahead: int
-    """Tiles of keys that are on their way while one is multiplied."""
-    split: bool
-    """Whether weights are rounded in two parts, which costs a third of the products."""
-
-    def num_stages(self, paged: bool) -> int:
-        """Those of a loop: what lies in pages is on its way as long again as its place is."""
-        return 1 + self.ahead * (2 if paged else 1)
-
-    def fitted(self, of_row: int, of_key: int, room: int) -> Tile:
-        """One that takes no more of the shared memory, or the smallest.
-
-        Args:
-            of_row: Bytes that it has of a row.
-            of_key: Bytes that it has of a key and its value.
-            room: Bytes of the shared memory.
-        """
-        taken = self.rows * of_row + (self.ahead + 1) * self.keys * of_key
-        if self.keys == _LEAST or taken <= room:
-            return self
-        less = {"ahead": 1} if self.ahead > 1 else {"keys": self.keys // 2}
-        return self._replace(**less).fitted(of_row, of_key, room)
-
-
 def block_of(columns: int) -> int:
     """Columns of a tile that holds so many."""
     return max(next_power_of_2(columns), _LEAST)
@@ -245,6 +205,17 @@ class Keys(NamedTuple):
         return unit(*together, *strides)
 
 
+def numbers(
+    query: Query, keys: Keys, width: Width, scores: Scores, k_scale: Scale, v_scale: Scale
+) -> tuple[float, ...]:
+    """What every kernel is told, in its order, from ``most`` on."""
+    return (
+        *(keys.most, query.q.shape[1] // keys.heads, *width[:3], *keys.sizes, *scores[:2]),
+        *(*query.strides, *keys.steps, k_scale.stride, v_scale.stride),
+        *(*scores.shape, v_scale.number),
+    )
+
+
 def columns_together(x: Tensor) -> tuple[Convert, tuple[int, ...]]:
     """What has the elements of a row of tensors like ``x`` lie side by side, and strides then."""
     if x.stride(-1) == 1:
@@ -252,51 +223,8 @@ def columns_together(x: Tensor) -> tuple[Convert, tuple[int, ...]]:
     return torch.Tensor.contiguous, x.contiguous().stride()
 
 
-def results(q: Tensor, value_dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What makes memory for both results, for each row of queries like ``q`` [..., head_dim]."""
-    leading = q.shape[:-1]
-    out, lse = empty((*leading, value_dim), q), floats(leading, q)
-    return lambda: (out(), lse())
-
-
-def floats(shape: Sequence[int], like: Tensor) -> Callable[[], Tensor]:
-    """What makes memory for numbers in float32."""
-    return empty(shape, like.new_empty((), dtype=torch.float32))
-
-
 def _none(_scale: Any) -> None:
     """A number is not in memory."""
-
-
-def bound(
-    kernel: Launcher,
-    given: Tensors,
-    grid: tuple[int, int, int],
-    numbers: Sequence[float],
-    constants: Sequence[Any],
-    num_warps: int,
-    num_stages: int = 3,
-) -> Callable[[Tensors], None]:
-    """What runs a kernel for tensors of the device and the dtypes of those given, among others.
-
-    What is compiled is shared: the longest sequence, a number, is another one at each step.
-    """
-    device = next(tensor.device for tensor in given if tensor is not None)
-    dtypes = tuple(None if tensor is None else tensor.dtype for tensor in given)
-    launch = _special(kernel, tuple(constants), num_warps, num_stages, device, dtypes)
-    return lambda tensors: launch(grid, tensors, numbers)
-
-
-@functools.lru_cache(maxsize=1024)
-def _special(
-    kernel: Launcher,
-    constants: tuple[Any, ...],
-    num_warps: int,
-    num_stages: int,
-    _device: torch.device,
-    _dtypes: tuple[torch.dtype | None, ...],
-) -> Special:
-    return Special(kernel, constants, num_warps, num_stages)
 
 
 def within(most: int, *sizes: tuple[str, int]) -> str | None:

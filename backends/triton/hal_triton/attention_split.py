@@ -7,20 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hal_triton.attention_parts import (
-    ONE,
-    Keys,
-    Query,
-    Run,
-    Scale,
-    Scores,
-    Tensors,
-    Tile,
-    Width,
-    bound,
-    floats,
-    results,
-)
+from hal_triton.attention_launch import Run, Tensors, Tile, bound, floats, results
+from hal_triton.attention_parts import ONE, Keys, Query, Scale, Scores, Width, numbers
 from hal_triton.kernels.attention_merge import merge_parts
 from hal_triton.kernels.attention_split import attend_parts
 from hal_triton.launch import next_power_of_2
@@ -43,11 +31,17 @@ _MOST = 1056
 """Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
 
 
-def _tile(rows: int, width: Width, itemsize: int, unit: int, room: int) -> Tile:
-    """With what is larger, registers are spilled."""
-    if rows >= 64 and width.value_block == 512 and itemsize == 2 and room >= _ROOMY:
+def _tile(rows: int, query: Query, keys: Keys, width: Width, unit: int) -> Tile:
+    size, room = query.q.itemsize, shared_memory(query.q.device)
+    tile = _largest(rows, width, size, unit)
+    if rows >= 64 and keys.v is None and width.value_block == 512 and size == 2 and room >= _ROOMY:
         # So many rows of latents are a matter of products.
-        return Tile(64, 32, 8, 2, split=False)
+        tile = Tile(64, 32, 8, 2, split=False)
+    return tile.fitted(size * width.columns, size * keys.columns(width), room)
+
+
+def _largest(rows: int, width: Width, itemsize: int, unit: int) -> Tile:
+    """Beyond it, registers are spilled."""
     most = 16 if itemsize == 4 else 64 if width.value_block <= 128 else 32
     rows = min(max(next_power_of_2(rows), 16), most)
     num_warps = 4 if rows * width.value_block <= 4096 else 8
@@ -102,28 +96,22 @@ def attend_split(
     v_scale: Scale = ONE,
 ) -> Run:
     """Programs share the keys of a sequence."""
-    (tokens, heads, _), size = query.q.shape, query.q.itemsize
-    rows, room = query.longest * (heads // keys.heads), shared_memory(query.q.device)
-    unit = keys.unit(width, *query.strides)
-    tile = _tile(rows, width, size, unit, room)
-    tile = tile.fitted(size * width.columns, size * keys.columns(width), room)
+    tokens, heads, _ = query.q.shape
+    rows, unit = query.longest * (heads // keys.heads), keys.unit(width, *query.strides)
+    tile = _tile(rows, query, keys, width, unit)
     tiles, folds = ceil_div(rows, tile.rows), tile.rows * width.value_block <= _FOLDED
     plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), folds)
     whole = plan.units == 1
     # One sequence more, for the padding, where there may be any.
     all_of_them = query.sequences + query.ragged
-    numbers = (
-        *(rows, keys.most, heads // keys.heads, *width[:3], *keys.sizes, *scores[:2]),
-        *(*query.strides, *keys.steps, k_scale.stride, v_scale.stride),
-        *(*scores.shape, v_scale.number),
-    )
+    told = rows, *numbers(query, keys, width, scores, k_scale, v_scale)
     # A page of a whole tile is a uniform register, of which so many products leave none.
     pages = min(keys.pages(tile.keys), 3 if folds else 2)
     first = bound(
         attend_parts,
         like,
         (all_of_them if whole else query.sequences * plan.slots, keys.heads, max(tiles, 1)),
-        (query.sequences, tokens, heads, plan.slots, plan.units, plan.per_unit, *numbers),
+        (query.sequences, tokens, heads, plan.slots, plan.units, plan.per_unit, *told),
         (
             *(scores.sign != 1, scores.cap > 0, pages, tile.split, plan.per_unit > 1, whole),
             *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
@@ -139,7 +127,7 @@ def attend_split(
         merge_parts,
         like,
         (all_of_them * pieces, keys.heads, 1),
-        (query.sequences, pieces, tokens, heads, *plan[2:5], *numbers),
+        (query.sequences, pieces, tokens, heads, *plan[2:5], *told),
         (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
         num_warps,
     )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hal import prepared
-from hal_triton.attention_parts import Run, Scale
+from hal_triton.attention_launch import Run
+from hal_triton.attention_parts import Scale
 from hal_triton.kernels import kv_cache as kernels
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div, unit
@@ -57,13 +58,13 @@ def store_kv_cache_(
         v: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
-        slots: Tensor,
+        slot_mapping: Tensor,
         *,
         k_scale: Tensor | float | None = None,
         v_scale: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         factors = scales[0].convert(k_scale), scales[1].convert(v_scale)
-        launch(k_cache, v_cache, k, v, *factors, slots)
+        launch(k_cache, v_cache, k, v, *factors, slot_mapping)
         return k_cache, v_cache
 
     return run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from hal import prepared
-from hal_triton.attention_parts import Run, columns_together, results
+from hal_triton.attention_launch import Run, results
+from hal_triton.attention_parts import columns_together
 from hal_triton.kernels import merge as kernels
 from hal_triton.layout import tile, unit
 

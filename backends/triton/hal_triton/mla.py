@@ -7,12 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from hal import prepared
+from hal_triton.attention_launch import Run, Tensors
 from hal_triton.attention_parts import (
     Keys,
     Query,
-    Run,
     Scores,
-    Tensors,
     Width,
     block_of,
     columns_together,
@@ -47,11 +46,11 @@ def mla_decode(
         q_nope: Tensor,
         q_rope: Tensor,
         kv_cache: Tensor,
-        table: Tensor,
-        lens: Tensor,
+        block_table: Tensor,
+        seq_lens: Tensor,
         **_options: float,
     ) -> Tensors:
-        sequences = table_in(table), None, lens_in(lens)
+        sequences = table_in(block_table), None, lens_in(seq_lens)
         return nope_in(q_nope), kv_cache, None, *sequences, None, None, None, rope_in(q_rope)
 
     like = given(q_nope, q_rope, kv_cache, block_table, seq_lens)

@@ -26,10 +26,10 @@ def attend(
     sequences: tl.int32,
     tiles: tl.int32,
     tokens: tl.int32,
-    most: tl.int32,
     heads: tl.int32,
-    group: tl.int32,
     pack: tl.int32,
+    most: tl.int32,
+    group: tl.int32,
     first: tl.int32,
     rest: tl.int32,
     value_dim: tl.int32,
@@ -39,6 +39,8 @@ def attend(
     right: tl.int32,
     q_stride: tl.int64,
     q_head: tl.int64,
+    rest_stride: tl.int64,
+    rest_head: tl.int64,
     table_stride: tl.int64,
     k_page: tl.int64,
     k_slot: tl.int64,
@@ -113,7 +115,8 @@ def attend(
     if v_scales is not None:
         v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
     sizes, shape = (block_size, shift, first, rest, value_dim), (scale, cap, cap_scale)
-    of_q, of_k, of_v = (q_stride, q_head), (k_page, k_slot, k_column), (v_page, v_slot, v_column)
+    of_q, of_rest = (q_stride, q_head), (rest_stride, rest_head)
+    of_k, of_v = (k_page, k_slot, k_column), (v_page, v_slot, v_column)
 
     row = begin + tl.arange(0, BLOCK_M)
     if PACKED:
@@ -174,6 +177,6 @@ def attend(
         *(v_factor, q, q + first, k, v),
         table,
         k_factor,
-        *(keys, count, left, right, sizes, of_q, of_q, of_k, of_v),
+        *(keys, count, left, right, sizes, of_q, of_rest, of_k, of_v),
         *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
     )
