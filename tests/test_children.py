@@ -78,6 +78,7 @@ def process(tmp_path: Path) -> Iterator[Any]:
         child.communicate()
 
 
+@pytest.mark.long  # test_conformance asks it of a fork.
 def test_a_kernel_that_ends_the_process_is_refuted_and_the_rest_goes_on(process: Any) -> None:
     child = process("--ops", "relu_squared", "--checks", "numerics,fake", "--json")
     said, noise = child.communicate(timeout=120)

@@ -138,6 +138,7 @@ def command(*arguments: str, home: Path, **variables: str) -> subprocess.Complet
     return subprocess.run(whole, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.long
 def test_from_the_command_to_the_report(tmp_path: Path) -> None:
     file, asked = tmp_path / "there" / "a.json", ("--ops", "softmax", "--checks", "deterministic")
     done = command("check", "native", *asked, "--output", str(file), "--record", home=tmp_path)

@@ -135,6 +135,12 @@ def said(sites: list[Path], **settings: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.fixture(scope="module")
+def plain(beside: list[Path]) -> dict[str, Any]:
+    """What is said without a setting."""
+    return said(beside)
+
+
 def loopback(answer: dict[str, Any]) -> dict[str, Any]:
     (found,) = (each for each in answer["backends"] if each["name"] == "loopback")
     return found
@@ -144,8 +150,8 @@ def loopback(answer: dict[str, Any]) -> dict[str, Any]:
 OTHERS = {"cuda": "serves cuda only", "triton": "offers no kernel here"}
 
 
-def test_chosen_before_what_hal_ships(beside: list[Path]) -> None:
-    answer = said(beside)
+def test_chosen_before_what_hal_ships(plain: dict[str, Any]) -> None:
+    answer = plain
     assert answer["norm"] == {
         **OTHERS,
         "loopback:torch": "third-party for this device",
@@ -164,8 +170,8 @@ def test_chosen_before_what_hal_ships(beside: list[Path]) -> None:
     }
 
 
-def test_refused_for_its_reason(beside: list[Path]) -> None:
-    answer = said(beside)
+def test_refused_for_its_reason(plain: dict[str, Any]) -> None:
+    answer = plain
     assert answer["softmax"] == {
         **OTHERS,
         "loopback:torch": "temperature must be one number, not a tensor",
@@ -175,8 +181,8 @@ def test_refused_for_its_reason(beside: list[Path]) -> None:
     assert answer["fell"] == ["native:torch"]
 
 
-def test_forced_is_strict(beside: list[Path]) -> None:
-    answer = said(beside)
+def test_forced_is_strict(plain: dict[str, Any]) -> None:
+    answer = plain
     assert answer["forced"] == answer["forced kernel"] == ["loopback:torch"]
     assert answer["not forced"] == ["native:torch"]
     error, text = answer["forced softmax"]

@@ -114,6 +114,7 @@ def test_importing_hal_brings_in_no_backend_and_no_command_line() -> None:
     assert "hal.cli" not in added
 
 
+@pytest.mark.long
 def test_importing_hal_is_quick() -> None:
     """At most 50 ms, or a twentieth of ``import torch``, slowed alike where a machine is busy.
 

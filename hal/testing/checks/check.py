@@ -56,7 +56,7 @@ class Effort:
     rows: int = 70_000
 
 
-QUICK = Effort(every=100, samples=3, cases=100, rows=0)
+QUICK = Effort(every=100, samples=3, cases=100, examples=10, rows=0)
 """While one works on something: the same checks of all kernels on fewer samples."""
 
 THOROUGH = Effort(every=1, cases=5_000, examples=500, draws=2_000_000)
