@@ -166,7 +166,7 @@ def _tile(longest: int, width: Width, itemsizes: tuple[int, int], unit: int) -> 
         return Tile(128, keys, 4, 2, split)
     if widest <= 128 and itemsizes[1] > 1:
         keys *= 2
-    return Tile(128, keys if widest <= 128 else 32, 8, 2, split)
+    return Tile(128, keys if width.value_block <= 128 else 32, 8, 2, split)
 
 
 def _attend(
