@@ -84,7 +84,7 @@ def compiled_is_eager(name: str, sample: Sample, compiler: Any) -> None:
             assert result is targets[i]
 
 
-@pytest.mark.parametrize("name", thinned(FORMS, 2))
+@pytest.mark.parametrize("name", thinned(FORMS, 3))
 def test_a_compiled_form_is_the_eager_one(name: str) -> None:
     for sample in some(FORMS[name].op.name, 2):
         compiled_is_eager(name, sample, "eager")

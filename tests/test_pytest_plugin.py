@@ -57,7 +57,8 @@ def pytest_unconfigure(config):
 
 
 @pytest.mark.parametrize(
-    ("gap", "status", "outcome"), [(False, 1, "1 failed"), (True, 1, "1 xfailed")]
+    ("gap", "status", "outcome"),
+    [(False, 1, "1 failed"), pytest.param(True, 1, "1 xfailed", marks=pytest.mark.long)],
 )
 def test_what_fails(tmp_path: Path, gap: bool, status: int, outcome: str) -> None:
     tests = Path(__file__).parent
