@@ -88,6 +88,7 @@ def _offer(op: str, family: str) -> object:
     def hook(device: Device) -> Kernel | None:
         if not _works(device):
             return None
+        from hal_triton.kernels.pdl import KNOWN
         from hal_triton.target import served
 
         module = importlib.import_module(f"hal_triton.{family}")
@@ -99,7 +100,7 @@ def _offer(op: str, family: str) -> object:
             graph_safe=True,
             deterministic=True,
             batch_invariant=op not in _BY_ROWS,
-            pdl=Capability.PDL in device.capabilities,
+            pdl=KNOWN and Capability.PDL in device.capabilities,
         )
 
     return hookimpl(hook)

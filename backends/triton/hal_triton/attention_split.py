@@ -110,7 +110,7 @@ def attend_split(
     first = bound(
         attend_parts,
         like,
-        (all_of_them if whole else query.sequences * plan.slots, keys.heads, max(tiles, 1)),
+        ((all_of_them if whole else query.sequences * plan.slots) * keys.heads, max(tiles, 1), 1),
         (query.sequences, tokens, heads, plan.slots, plan.units, plan.per_unit, *told),
         (
             *(scores.sign != 1, scores.cap > 0, pages, tile.split, plan.per_unit > 1, whole),

@@ -15,6 +15,7 @@ from triton.runtime import driver as _driver
 from triton.runtime.jit import JITFunction
 
 import hal
+from hal_triton.kernels.pdl import KNOWN
 
 driver: Any = _driver
 # Triton 3.3 has none, and nothing that is launched directly.
@@ -193,7 +194,7 @@ def _direct(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 @functools.cache
 def has_pdl(device: torch.device) -> bool:
     """Whether kernels on a device can start before those ahead of them have ended."""
-    return not INTERPRETED and hal.supports(hal.Capability.PDL, device)
+    return KNOWN and not INTERPRETED and hal.supports(hal.Capability.PDL, device)
 
 
 def launcher(function: Callable[..., Any]) -> Launcher:

@@ -55,8 +55,9 @@ def rows_like(x: Tensor) -> tuple[Convert, int, int]:
 
 def empty_like(x: Tensor) -> Convert:
     """What makes contiguous memory of the shape and dtype of tensors like ``x``."""
-    # The quicker of the two keeps strides that are not.
-    return torch.empty_like if x.is_contiguous() else _new_empty
+    # The quicker of the two keeps strides, also those along a single element.
+    usual = torch.empty(x.shape, device="meta").stride()
+    return torch.empty_like if x.stride() == usual else _new_empty
 
 
 def empty(

@@ -130,15 +130,17 @@ def attend_parts(
     first part of keys.
     """
     await_previous(PDL)
-    sequence, slot = tl.program_id(0) // slots, tl.program_id(0) % slots
-    kv_head = tl.program_id(1)
+    # Heads of the same keys lie side by side in memory, and are read at about the same time.
+    kv_heads = heads // group
+    kv_head, share = tl.program_id(0) % kv_heads, tl.program_id(0) // kv_heads
+    sequence, slot = share // slots, share % slots
     if WHOLE and starts_q is not None:
         if sequence == sequences:
             first_row = tl.load(starts_q + sequence).to(tl.int32) * heads
-            program = tl.program_id(2) * tl.num_programs(1) + kv_head
+            program = tl.program_id(1) * kv_heads + kv_head
             blank(
                 *(out, lse, first_row, tokens * heads, program),
-                *(tl.num_programs(1) * tl.num_programs(2), value_dim, BLOCK_M, BLOCK_V),
+                *(kv_heads * tl.num_programs(1), value_dim, BLOCK_M, BLOCK_V),
             )
             return
     token, count, keys, low, chunk = extent(starts_q, seq_lens, sequence, most, left, LEAST)
@@ -147,7 +149,7 @@ def attend_parts(
     if WHOLE:
         here = 1
     limit = tl.minimum(count * group, rows)
-    if (slot >= here) | (tl.program_id(2) * BLOCK_M >= limit):
+    if (slot >= here) | (tl.program_id(1) * BLOCK_M >= limit):
         return
     HINT: tl.constexpr = UNIT if UNIT > 0 else 1
     first = first // HINT * HINT
@@ -167,7 +169,7 @@ def attend_parts(
     of_q, of_rest = (q_stride, q_head), (rest_stride, rest_head)
     of_k, of_v = (k_page, k_slot, k_column), (v_page, v_slot, v_column)
 
-    row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = row < limit
     query, head = row // group, kv_head * group + row % group
     place = (token + query).to(tl.int64)
@@ -227,8 +229,8 @@ def attend_parts(
             )
         else:
             per_head = units.to(tl.int64) * rows
-            every = sequences * tl.num_programs(1) * per_head
-            at = (sequence * tl.num_programs(1) + kv_head) * per_head + unit * rows + row
+            every = sequences * kv_heads * per_head
+            at = (sequence * kv_heads + kv_head) * per_head + unit * rows + row
             peaks = parts + every * value_dim
             tl.store(peaks + at, peak, inside)
             tl.store(peaks + every + at, total, inside)
