@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import re
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,9 +64,19 @@ def _tiles(least: int, most: int) -> Iterator[Config]:
             yield several, 2**power, warps
 
 
+def _heads() -> Iterator[Config]:
+    """Tokens, heads of 128 columns and warps."""
+    for tokens, heads, warps in itertools.product((1, 2, 4), (1, 2, 4, 8, 16), (1, 2, 4, 8)):
+        if 8 <= tokens * heads * 4 // warps <= 32:
+            yield tokens, heads, warps
+
+
 TUNABLE = {
     "gate": Tunable(("activation",), tuple(_tiles(8, 16))),
     "sum": Tunable(("router",), tuple(_tiles(2, 8))),
+    "merge": Tunable(("decode",), tuple(_tiles(4, 16))),
+    "rotary": Tunable(("rotary",), tuple(_heads())),
+    "norm rotary": Tunable(("rotary",), tuple(_heads())),
     "rows": Tunable(("norm", "quant"), tuple((warps,) for warps in (1, 2, 4, 8, 16))),
     "groups": Tunable(("quant", "fused quant"), tuple(_tiles(8, 32))),
     "route": Tunable(
@@ -201,7 +212,10 @@ def main(
     before = json.loads(path.read_text()) if path.exists() else {"tables": {}}
     tables = before["tables"] | tuned(names)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1) + "\n")
+    text = json.dumps({"machine": machine(), "tables": tables}, indent=1)
+    # A configuration takes a line, not one for each number.
+    text = re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
+    path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from hal_triton.kernels.pdl import KNOWN
 from hal_triton.launch import Launcher, Special
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -99,9 +100,9 @@ def launches(call: Callable[[], object]) -> list[Launch]:
 def compiled(launch: Launch) -> Code:
     """Compile it with pointers aligned to 16 bytes, and look at what came out."""
     function, options = launch.launcher.kernel, dict(launch.options)
-    pdl = (True,) if launch.launcher.takes_pdl else ()
+    pdl = (KNOWN,) if launch.launcher.takes_pdl else ()
     source = _source(function, launch.pointers, (*launch.constants, *pdl))
-    options |= {"launch_pdl": True} if pdl else {}
+    options |= {"launch_pdl": True} if True in pdl else {}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(triton.compile(source, target=TARGET, options=options).asm["cubin"])
         file.flush()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hal import prepared
+from hal_triton.configurations import measured
 from hal_triton.kernels.rotary import rotate
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div, unit
@@ -125,7 +126,7 @@ def turn(
     offsets: Tensor | None = None,
     sections: Sequence[int] = (),
     weights: tuple[Tensor | None, Tensor | None] = (None, None),
-    eps: float = 0.0,
+    eps: float | None = None,
 ) -> None:
     """Rotate x = (query, key) into ``out``, which may be the same, after a norm if by weights."""
     query, key = map(_columns_together, x)
@@ -146,23 +147,27 @@ def how(
     cos_sin_cache: Tensor,
     is_neox: bool,
     sections: Sequence[int] = (),
-    eps: float = 0.0,
+    eps: float | None = None,
     copies: bool = False,
-) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[Any, ...]]:
-    """Grid, numbers and constants for tensors like these."""
+) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[Any, ...], int]:
+    """Grid, numbers, constants and warps for tensors like these."""
     tokens, q_heads, head_dim = x[0].shape
     k_heads = 0 if x[1] is None else x[1].shape[1]
     half, rest = cos_sin_cache.shape[1] // 2, head_dim - cos_sin_cache.shape[1]
-    room = max(1, _ELEMENTS // next_power_of_2(head_dim))
-    heads = min(room, next_power_of_2(max(q_heads, k_heads)))
-    several, row = room // heads, cos_sin_cache.stride(0)
+    room, most = max(1, _ELEMENTS // next_power_of_2(head_dim)), max(q_heads, k_heads)
+    some = min(room, next_power_of_2(most))
+    usual = room // some, some, 4
+    # With a norm there are sums, whose order must not go by the number of tokens.
+    name, sizes = ("rotary", (tokens, head_dim)) if eps is None else ("norm rotary", (head_dim,))
+    several, heads, num_warps = measured(name, x[0].device, sizes, usual)
+    row = cos_sin_cache.stride(0)
     grid = ceil_div(tokens, several), ceil_div(q_heads, heads) + ceil_div(k_heads, heads), 1
     strides = (*_strides(out[0]), *_strides(x[0]), *_strides(out[1]), *_strides(x[1]), row)
     bounds = (sections[0], sections[0] + sections[1]) if sections else (0, 0)
     sizes = tokens, q_heads, k_heads, head_dim, half
     blocks = several, heads, next_power_of_2(half), next_power_of_2(rest) if rest else 0
     constants = is_neox, copies, bool(sections), *blocks, unit(head_dim, half, *strides)
-    return grid, (*sizes, *strides, tokens, *bounds, eps), constants
+    return grid, (*sizes, *strides, tokens, *bounds, eps or 0.0), constants, num_warps
 
 
 def lie_together(
