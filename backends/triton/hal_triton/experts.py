@@ -12,8 +12,9 @@ from hal import prepared
 from hal_triton.kernels import experts as kernels
 from hal_triton.layout import ceil_div, element, empty, rows_like, tile, unit
 from hal_triton.moe import blocks_of, moe_align_block_size
-from hal_triton.product import BLOCK, Tiles, Weight, by_rows, tiles
+from hal_triton.product import BLOCK, Weight, by_rows, native
 from hal_triton.quant import coding
+from hal_triton.tiles import Tiles, tiles
 
 Run = Callable[..., Any]
 
@@ -50,7 +51,9 @@ def fused_experts(
         x, stride, inner, pairs, Weight(w13, w13_scale, block=BLOCK), blocks, activation
     )
     inner = inner.expand(pairs, inter)
-    second = _product(inner, inter, single, pairs, Weight(w2, w2_scale, block=BLOCK), blocks, None)
+    # The sums of the first are quantised again, where an error of theirs becomes a larger one.
+    fast, of = native(w2, x.dtype), Weight(w2, w2_scale, block=BLOCK)
+    second = _product(inner, inter, single, pairs, of, blocks, None, fast)
     made, add = empty(x.shape, x), _sum(x, w13.shape[0], topk_ids.shape[-1])
 
     def run(
@@ -78,8 +81,10 @@ def fused_experts(
 def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
     pairs, experts = ids.numel(), weight.shape[0]
     if pairs <= min(_FEW, experts) or not experts:
-        return _Blocks(pairs, tiles(1, weight.dtype.itemsize), lambda ids: (ids, None))
-    plan = tiles(pairs // experts, weight.dtype.itemsize)
+        return _Blocks(
+            pairs, tiles(1, weight.shape[1], weight.dtype.itemsize), lambda ids: (ids, None)
+        )
+    plan = tiles(pairs // experts, weight.shape[1], weight.dtype.itemsize)
     align = moe_align_block_size.prepare(ids, experts, plan.m)
 
     def place(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,22 +109,23 @@ def _product(
     weight: Weight,
     blocks: _Blocks,
     activation: str | None,
+    fast: bool = False,
 ) -> Run:
     """What makes [pairs, n], whose pairs are spread evenly over the rows of tensors like ``x``.
 
     It takes x and, if there is one, its second part, ids if a row is there only for a known one,
     the weight's data and scale, and where the pairs are placed. The result has the dtype of
-    ``like``, and a second part unless that is float32.
+    ``like``, and a second part unless that is float32. See ``multiply`` for fast.
     """
     columns, rows, experts = x.shape[-1], x.shape[:-1].numel(), weight.data.shape[0]
     outs = weight.data.shape[1] // (1 if activation is None else 2)
     data_in, encode = by_rows(weight.data), _nothing
     m, n, k, num_warps, num_stages = blocks.tiles
-    scale_expert = groups = 0
+    scale_expert = groups = shared = 0
     if weight.scale is not None:
         encode = _encode(x, x_stride, weight.data)
         k, x_stride, groups = BLOCK[1], columns, ceil_div(columns, BLOCK[1])
-        scale_expert = weight.scale.stride(0)
+        scale_expert, shared = weight.scale.stride(0), weight.shared(outs, n, activation)
     elif x.dtype.itemsize > weight.data.dtype.itemsize:
         k //= 2  # In float32 a row of x takes twice the room.
     elif activation is None and x.dtype == torch.bfloat16:
@@ -131,7 +137,7 @@ def _product(
         groups, scale_expert, scale_row, scale_step, *block,
     )  # fmt: skip
     grid = blocks.number * ceil_div(outs, n if activation is None else n // 2), 1, 1
-    constants = activation, m, n, k, unit(columns, outs, *strides)
+    constants = activation, shared, fast, m, n, k, unit(columns, outs, *strides)
     launch = kernels.multiply_blocks.bind(grid, numbers, constants, num_warps, num_stages)
     made, whole = empty((pairs, outs), like), like.dtype == torch.float32
 

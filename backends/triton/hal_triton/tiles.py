@@ -1,0 +1,83 @@
+"""What programs of products have at once: all that is measured of them, by sizes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hal_triton.launch import next_power_of_2
+from hal_triton.layout import ceil_div
+
+__all__ = ["Tiles", "pair_tile", "pairs_win", "parts", "tiles"]
+
+_PROCESSORS = 132
+"""Those of an H100, which tiles and parts are for."""
+_LEAST = {1: 2048, 2: 4096, 4: 4096}
+"""Columns of a part at least, by the bytes of an element of the weight: 16 steps or more."""
+_LONG = {1: 8192, 2: 4096}
+"""Rows of a weight, of more of which tiles win, by the bytes of an element."""
+
+
+class Tiles(NamedTuple):
+    """Rows, rows of the weight, and columns that a program has at once, and how it runs."""
+
+    m: int
+    n: int
+    k: int
+    num_warps: int
+    num_stages: int
+
+    def programs(self, rows: int, outs: int, activation: str | None) -> int:
+        """How many there are for so many results."""
+        return ceil_div(rows, self.m) * ceil_div(outs * (1 if activation is None else 2), self.n)
+
+
+def tiles(rows: int, n: int, itemsize: int, native: bool = False) -> Tiles:
+    """What is good for so many rows and a weight of n rows, of elements of so many bytes."""
+    if itemsize == 4:
+        return Tiles(16, 64, 64, 4, 3) if rows <= 16 else Tiles(32, 64, 32, 4, 3)
+    if rows <= 16:
+        # All of the time goes into reading the weight: few rows of it, and many loads under way.
+        return Tiles(16, 32, 128, 4, 5 if itemsize == 2 else 6)
+    if native:
+        few = rows <= 64 or ceil_div(rows, 128) * ceil_div(n, 128) < _PROCESSORS
+        return Tiles(64, 64, 128, 4, 4) if few else Tiles(128, 128, 128, 8, 4)
+    if itemsize == 1:
+        # Codes become 16-bit numbers in registers, which hold no larger tiles.
+        return Tiles(32 if rows <= 32 else 64, 64, 128, 8, 3)
+    if rows <= 64:
+        return Tiles(32 if rows <= 32 else 64, 64, 64, 4, 4)
+    return Tiles(64, 128, 64, 4, 4) if rows <= 256 else Tiles(128, 128, 64, 8, 3)
+
+
+def parts(programs: int, columns: int, itemsize: int, num_warps: int) -> int:
+    """Into how many parts columns are divided, whose sums are added up by another kernel.
+
+    One program for each processor waits for its own loads most of the time; each step of it takes
+    0.45 us whatever it reads, measured on an H100.
+    """
+    enough = _PROCESSORS * 16 // num_warps // max(programs, 1)
+    return max(1, min(enough, columns // _LEAST[itemsize]))
+
+
+def pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int, int, int]:
+    """Pairs, rows of the weight for each, and columns that a program has at once.
+
+    How many pairs there are has no part in it: with the tile the order of a sum may change.
+    """
+    if not routed:
+        return 1, 4 if outs < 8192 else 8, 2048 if itemsize == 1 else 1024
+    k = max(128, min(next_power_of_2(columns), 1024))
+    return 1024 // k, 8, k
+
+
+def pairs_win(weight: Tensor) -> bool:
+    """Whether a single row is multiplied by programs that go along rows of the weight.
+
+    Measured on an H100: tiles, of which 15 rows are idle, read many rows of a weight at a higher
+    rate. Programs that go along rows add up no integers.
+    """
+    most = _LONG.get(weight.dtype.itemsize)
+    return weight.dtype != torch.int8 and (most is None or weight.shape[0] <= most)
