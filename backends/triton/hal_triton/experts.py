@@ -82,9 +82,9 @@ def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
     pairs, experts = ids.numel(), weight.shape[0]
     if pairs <= min(_FEW, experts) or not experts:
         return _Blocks(
-            pairs, tiles(1, weight.shape[1], weight.dtype.itemsize), lambda ids: (ids, None)
+            pairs, tiles(1, weight.shape[1], 8 * weight.dtype.itemsize), lambda ids: (ids, None)
         )
-    plan = tiles(pairs // experts, weight.shape[1], weight.dtype.itemsize)
+    plan = tiles(pairs // experts, weight.shape[1], 8 * weight.dtype.itemsize)
     align = moe_align_block_size.prepare(ids, experts, plan.m)
 
     def place(ids: Tensor) -> tuple[Tensor, Tensor]:

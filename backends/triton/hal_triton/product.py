@@ -58,6 +58,12 @@ class Weight(NamedTuple):
             return "spread"
         return "blocks"
 
+    def bits(self, x: Tensor) -> int:
+        """Those of an element, 32 where all is multiplied in float32."""
+        if x.dtype == torch.float32 or self.kind(x) == "spread":
+            return 32
+        return 4 if self.packed else 8 * self.data.dtype.itemsize
+
     def shared(self, outs: int, n: int, activation: str | None) -> int:
         """How many scales n rows of the weight have in a block, 0 if each may have its own."""
         width, rows = (n, self.block[0]) if activation is None else (n // 2, self.block[0])
@@ -100,7 +106,7 @@ def product(
     """
     outs = weight.data.shape[0] // (1 if activation is None else 2)
     made = empty((*x.shape[:-1], outs), x, dtype)
-    if x.shape[:-1].numel() == 1 and pairs_win(weight.data):
+    if x.shape[:-1].numel() == 1 and _by_pairs(x, weight):
         multiply = of_pairs(x, x_scale, weight, outs, activation, 1)
     else:
         multiply = _of_rows(x, x_scale, weight, outs, activation, fast)
@@ -134,8 +140,8 @@ class _Factors(NamedTuple):
         return run
 
 
-def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor) -> _Factors:
-    x_in, _, x_stride = rows_like(x)
+def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor, paired: bool = False) -> _Factors:
+    x_in, _, x_stride = (_paired, 0, x.shape[-1]) if paired else rows_like(x)
     data_in, by_x_in, by_x = by_rows(data), same, (0, 0)
     if x_scale is not None:
         scales = _matrix(x_scale)
@@ -147,6 +153,12 @@ def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor) -> _Factors:
 def by_rows(data: Tensor) -> Convert:
     """What makes weights like this one have contiguous rows."""
     return same if data.stride(-1) == 1 else Tensor.contiguous
+
+
+def _paired(x: Tensor) -> Tensor:
+    """Rows whose numbers may be read two at once."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 def _matrix(scale: Tensor) -> Tensor:
@@ -185,6 +197,13 @@ def of_pairs(
     return launch if routed else lambda *given: launch(*given, None, None)
 
 
+def _by_pairs(x: Tensor, weight: Weight) -> bool:
+    # Programs that go along rows of the weight add up no integers.
+    return weight.data.dtype != torch.int8 and (
+        weight.kind(x) == "spread" or pairs_win(weight.data.shape[0], weight.bits(x))
+    )
+
+
 def _of_rows(
     x: Tensor,
     x_scale: Tensor | None,
@@ -194,16 +213,15 @@ def _of_rows(
     fast: bool,
 ) -> Run:
     """What writes [rows, outs]; it takes what ``of_pairs`` says, without the last two."""
-    factors, kind = _factors(x, x_scale, weight.data), weight.kind(x)
+    factors, kind = _factors(x, x_scale, weight.data, weight.packed), weight.kind(x)
     rows, columns, width = x.shape[:-1].numel(), x.shape[-1], weight.data.shape[-1]
-    wide = kind == "spread" or x.dtype == torch.float32
-    itemsize = 4 if wide else weight.data.dtype.itemsize
-    plan = tiles(rows, weight.data.shape[0], itemsize, fast)
+    bits = weight.bits(x)
+    plan = tiles(rows, weight.data.shape[0], bits, fast)
     if kind == "blocks":
         piece = weight.piece(columns)
         plan = plan._replace(k=min(plan.k, piece) if weight.packed else piece)
     programs = plan.programs(rows, outs, activation)
-    part, count = _divided(programs, columns, itemsize, plan, weight.step(columns, plan.k))
+    part, count = _divided(programs, columns, bits, plan, weight.step(columns, plan.k))
     w_stride = factors.w_strides[0]
     numbers = (
         rows, outs, width, part * width // max(columns, 1), factors.x_stride, w_stride,
@@ -218,9 +236,9 @@ def _of_rows(
     return factors.launched(launch)
 
 
-def _divided(programs: int, columns: int, itemsize: int, plan: Tiles, step: int) -> tuple[int, int]:
+def _divided(programs: int, columns: int, bits: int, plan: Tiles, step: int) -> tuple[int, int]:
     """Columns of a part, a multiple of a step, and how many parts there are."""
-    count = parts(programs, columns, itemsize, plan.num_warps)
+    count = parts(programs, columns, bits, plan.num_warps)
     part = max(ceil_div(ceil_div(columns, count), step), 1) * step
     return part, max(ceil_div(columns, part), 1)
 

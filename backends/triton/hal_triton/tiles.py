@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div
 
@@ -14,10 +11,10 @@ __all__ = ["Tiles", "pair_tile", "pairs_win", "parts", "tiles"]
 
 _PROCESSORS = 132
 """Those of an H100, which tiles and parts are for."""
-_LEAST = {1: 2048, 2: 4096, 4: 4096}
-"""Columns of a part at least, by the bytes of an element of the weight: 16 steps or more."""
-_LONG = {1: 8192, 2: 4096}
-"""Rows of a weight, of more of which tiles win, by the bytes of an element."""
+_LEAST = {4: 1024, 8: 2048, 16: 4096, 32: 4096}
+"""Columns of a part at least, by the bits of an element of the weight."""
+_LONG = {4: 0, 8: 8192, 16: 4096}
+"""Rows of a weight, of more of which tiles win, by the bits of an element."""
 
 
 class Tiles(NamedTuple):
@@ -34,17 +31,20 @@ class Tiles(NamedTuple):
         return ceil_div(rows, self.m) * ceil_div(outs * (1 if activation is None else 2), self.n)
 
 
-def tiles(rows: int, n: int, itemsize: int, native: bool = False) -> Tiles:
-    """What is good for so many rows and a weight of n rows, of elements of so many bytes."""
-    if itemsize == 4:
+def tiles(rows: int, n: int, bits: int, native: bool = False) -> Tiles:
+    """What is good for so many rows and a weight of n rows, of elements of so many bits."""
+    if bits == 32:
         return Tiles(16, 64, 64, 4, 3) if rows <= 16 else Tiles(32, 64, 32, 4, 3)
+    if bits == 4:
+        # The instructions that codes and pairs of x need are shared by many rows.
+        return _few_bits(rows)
     if rows <= 16:
         # All of the time goes into reading the weight: few rows of it, and many loads under way.
-        return Tiles(16, 32, 128, 4, 5 if itemsize == 2 else 6)
+        return Tiles(16, 32, 128, 4, 5 if bits == 16 else 6)
     if native:
         few = rows <= 64 or ceil_div(rows, 128) * ceil_div(n, 128) < _PROCESSORS
         return Tiles(64, 64, 128, 4, 4) if few else Tiles(128, 128, 128, 8, 4)
-    if itemsize == 1:
+    if bits == 8:
         # Codes become 16-bit numbers in registers, which hold no larger tiles.
         return Tiles(32 if rows <= 32 else 64, 64, 128, 8, 3)
     if rows <= 64:
@@ -52,14 +52,19 @@ def tiles(rows: int, n: int, itemsize: int, native: bool = False) -> Tiles:
     return Tiles(64, 128, 64, 4, 4) if rows <= 256 else Tiles(128, 128, 64, 8, 3)
 
 
-def parts(programs: int, columns: int, itemsize: int, num_warps: int) -> int:
+def _few_bits(rows: int) -> Tiles:
+    m = next((m for m in (16, 32, 64) if rows <= m), 128)
+    return Tiles(m, 64, 128, 8 if m == 128 else 4, {16: 6, 128: 3}.get(m, 4))
+
+
+def parts(programs: int, columns: int, bits: int, num_warps: int) -> int:
     """Into how many parts columns are divided, whose sums are added up by another kernel.
 
     One program for each processor waits for its own loads most of the time; each step of it takes
     0.45 us whatever it reads, measured on an H100.
     """
     enough = _PROCESSORS * 16 // num_warps // max(programs, 1)
-    return max(1, min(enough, columns // _LEAST[itemsize]))
+    return max(1, min(enough, columns // _LEAST[bits]))
 
 
 def pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int, int, int]:
@@ -73,11 +78,10 @@ def pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int
     return 1024 // k, 8, k
 
 
-def pairs_win(weight: Tensor) -> bool:
-    """Whether a single row is multiplied by programs that go along rows of the weight.
+def pairs_win(n: int, bits: int) -> bool:
+    """Whether a single row is multiplied by programs that go along some of n rows of the weight.
 
     Measured on an H100: tiles, of which 15 rows are idle, read many rows of a weight at a higher
-    rate. Programs that go along rows add up no integers.
+    rate.
     """
-    most = _LONG.get(weight.dtype.itemsize)
-    return weight.dtype != torch.int8 and (most is None or weight.shape[0] <= most)
+    return n <= _LONG.get(bits, n)

@@ -207,11 +207,46 @@ def spread_sums(
 
 
 @triton.jit
-def even_and_odd(x, x_in, start, columns, M: tl.constexpr, K: tl.constexpr):
-    """[M, K / 2] twice, of K columns from start."""
-    k = start + tl.arange(0, K)
-    both = tl.load(x[:, None] + k[None, :], x_in[:, None] & (k < columns)[None, :], 0.0)
-    return tl.split(tl.reshape(both, (M, K // 2, 2)))
+def as_pairs(x, DTYPE: tl.constexpr):
+    """Pointers to numbers as those to integers that have two of them."""
+    if DTYPE.primitive_bitwidth == 32:
+        pairs = x.to(tl.pointer_type(tl.int64), bitcast=True)
+    else:
+        pairs = x.to(tl.pointer_type(tl.int32), bitcast=True)
+    return pairs
+
+
+@triton.jit
+def even_and_odd(x, x_in, first, width, DTYPE: tl.constexpr, K: tl.constexpr):
+    """Numbers of K / 2 pairs from the first one on, apart; x [M] points to integers of pairs."""
+    pair = first + tl.arange(0, K // 2)
+    both = tl.load(x[:, None] + pair[None, :], x_in[:, None] & (pair < width)[None, :], 0)
+    BITS: tl.constexpr = DTYPE.primitive_bitwidth
+    HALF: tl.constexpr = tl.int16 if BITS == 16 else tl.int32
+    even, odd = both.to(HALF), (both >> BITS).to(HALF)
+    return even.to(DTYPE, bitcast=True), odd.to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def of_nibbles(code, zero, DTYPE: tl.constexpr):
+    """Codes of 4 bits less their zeros, if these are whole and not 8, exactly.
+
+    What is added to a power of two lies in the lowest bits of the sum: 128 and 1024 are those of
+    which the lowest bit is 1.
+    """
+    if DTYPE.primitive_bitwidth == 32:
+        value = code.to(tl.float32)
+        value -= 8 if zero is None else zero[None, :]
+    else:
+        BITS: tl.constexpr = 0x4300 if DTYPE.is_bf16() else 0x6400
+        ONE: tl.constexpr = 128.0 if DTYPE.is_bf16() else 1024.0
+        value = (code.to(tl.int16) | BITS).to(DTYPE, bitcast=True)
+        if zero is None:
+            value -= tl.full(value.shape, ONE + 8, DTYPE)
+        else:
+            value -= tl.full(value.shape, ONE, DTYPE)
+            value -= zero.to(DTYPE)[None, :]
+    return value
 
 
 @triton.jit
@@ -234,25 +269,25 @@ def packed_sums(
 
     An even column is multiplied with the low code of its byte, an odd one with the high code.
     """
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    pairs = as_pairs(x, DTYPE)
     nothing = tl.full((M, N), 0, tl.float32)
     total = nothing
     byte_next, group = tl.full((N,), 0, tl.int32) + first, 2 * first // size
     some = w_in & (byte_next < width)
-    by_w, zero = tl.load(w_scale + group * w_step, some, 0.0), tl.full((N,), 8, tl.float32)
+    by_w, zero = tl.load(w_scale + group * w_step, some, 0.0), None
     if w_zero is not None:
         zero = tl.load(w_zero + group, some, 0).to(tl.float32)
     for start in range(first, width, K // 2):
         byte = start + tl.arange(0, K // 2)
         mask = w_in[None, :] & (byte < width)[:, None]
         codes = tl.load(w[None, :] + byte[:, None], mask, 0)
-        even, odd = even_and_odd(x, x_in, 2 * start, 2 * width, M, K)
+        even, odd = even_and_odd(pairs, x_in, start, width, DTYPE, K)
         byte_next += K // 2
         group, more = (2 * start + K) // size, w_in & (byte_next < width)
         next_by_w = tl.load(w_scale + group * w_step, more, 0.0)
-        low = ((codes & 15).to(tl.float32) - zero[None, :]).to(even.dtype)
-        high = ((codes >> 4).to(tl.float32) - zero[None, :]).to(even.dtype)
-        part = add_product(nothing, even, low)
-        part = add_product(part, odd, high)
+        part = add_product(nothing, even, of_nibbles(codes & 15, zero, DTYPE))
+        part = add_product(part, odd, of_nibbles(codes >> 4, zero, DTYPE))
         total += part * by_w.to(tl.float32)[None, :]
         by_w = next_by_w
         if w_zero is not None:
@@ -277,12 +312,14 @@ def spread_packed_sums(
     K: tl.constexpr,
 ):
     """The same for any size and any zeros, which is slow."""
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    pairs = as_pairs(x, DTYPE)
     total = tl.full((M, N), 0, tl.float32)
     for start in range(first, width, K // 2):
         byte = (start + tl.arange(0, K // 2))[:, None]
         mask = w_in[None, :] & (byte < width)
         codes = tl.load(w[None, :] + byte, mask, 0)
-        even, odd = even_and_odd(x, x_in, 2 * start, 2 * width, M, K)
+        even, odd = even_and_odd(pairs, x_in, start, width, DTYPE, K)
         low = of_code(codes & 15, 2 * byte // size, mask, w_scale[None, :], w_step, w_zero)
         high = of_code(codes >> 4, (2 * byte + 1) // size, mask, w_scale[None, :], w_step, w_zero)
         total = add_product(total, even.to(tl.float32), low)
