@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hal_triton.kernels import gemv, matmul
 from hal_triton.layout import Convert, ceil_div, empty, rows_like, same, unit
-from hal_triton.target import has_fp8
+from hal_triton.target import has_fp8, shared_memory
 from hal_triton.tiles import Tiles, pair_tile, pairs_win, parts, tiles
 
 __all__ = ["BLOCK", "Weight", "by_rows", "native", "of_pairs", "product"]
@@ -220,7 +220,8 @@ def _of_rows(
     if kind == "blocks":
         piece = weight.piece(columns)
         plan = plan._replace(k=min(plan.k, piece) if weight.packed else piece)
-    programs = plan.programs(rows, outs, activation)
+    plan = plan.fitted(8 * x.dtype.itemsize, bits, shared_memory(x.device))
+    programs = ceil_div(rows, plan.m) * plan.across(outs, activation)
     part, count = _divided(programs, columns, bits, plan, weight.step(columns, plan.k))
     w_stride = factors.w_strides[0]
     numbers = (

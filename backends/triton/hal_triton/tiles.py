@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div
 
-__all__ = ["Tiles", "pair_tile", "pairs_win", "parts", "tiles"]
+__all__ = ["Tiles", "expert_tiles", "pair_tile", "pairs_win", "parts", "tiles"]
 
 _PROCESSORS = 132
 """Those of an H100, which tiles and parts are for."""
@@ -26,9 +28,23 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
 
-    def programs(self, rows: int, outs: int, activation: str | None) -> int:
-        """How many there are for so many results."""
-        return ceil_div(rows, self.m) * ceil_div(outs * (1 if activation is None else 2), self.n)
+    def across(self, outs: int, activation: str | None) -> int:
+        """How many lie side by side for so many results of a row."""
+        return ceil_div(outs * (1 if activation is None else 2), self.n)
+
+    def fitted(self, x_bits: int, bits: int, room: int) -> Tiles:
+        """One whose loads take no more of the shared memory, or the smallest.
+
+        Args:
+            x_bits: Bits of an element of x.
+            bits: Those of an element of the weight.
+            room: Bytes of the shared memory.
+        """
+        taken = self.num_stages * self.k * (self.m * x_bits + self.n * bits) // 8
+        if taken <= room or (self.num_stages == 2 and self.n <= 32):
+            return self
+        less = {"num_stages": self.num_stages - 1} if self.num_stages > 2 else {"n": self.n // 2}
+        return self._replace(**less).fitted(x_bits, bits, room)
 
 
 def tiles(rows: int, n: int, bits: int, native: bool = False) -> Tiles:
@@ -45,11 +61,20 @@ def tiles(rows: int, n: int, bits: int, native: bool = False) -> Tiles:
         few = rows <= 64 or ceil_div(rows, 128) * ceil_div(n, 128) < _PROCESSORS
         return Tiles(64, 64, 128, 4, 4) if few else Tiles(128, 128, 128, 8, 4)
     if bits == 8:
-        # Codes become 16-bit numbers in registers, which hold no larger tiles.
-        return Tiles(32 if rows <= 32 else 64, 64, 128, 8, 3)
+        # Codes become 16-bit numbers in registers: the fewer times the larger tiles are.
+        small = Tiles(32 if rows <= 32 else 64, 64, 128, 8, 3)
+        return small if rows <= 64 else Tiles(128, 128, 128, 8, 3)
     if rows <= 64:
         return Tiles(32 if rows <= 32 else 64, 64, 64, 4, 4)
     return Tiles(64, 128, 64, 4, 4) if rows <= 256 else Tiles(128, 128, 64, 8, 3)
+
+
+def expert_tiles(rows: int, dtype: torch.dtype) -> Tiles:
+    """What is good for experts that have so many rows each, and weights of a dtype."""
+    if dtype == torch.bfloat16 and rows >= 128:
+        # Traffic from the cache is what limits them, which is half as much again with 128 x 128.
+        return Tiles(128, 256, 64, 8, 3)
+    return tiles(rows, 1, 8 * dtype.itemsize)
 
 
 def _few_bits(rows: int) -> Tiles:
