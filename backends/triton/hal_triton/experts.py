@@ -83,7 +83,10 @@ def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
     pairs, experts = ids.numel(), weight.shape[0]
     if pairs <= min(_FEW, experts) or not experts:
         return _Blocks(pairs, expert_tiles(1, weight.dtype), lambda ids: (ids, None))
-    plan = expert_tiles(pairs // experts, weight.dtype)
+    rows, (_, outs, columns) = pairs // experts, weight.shape
+    if outs % 128 or unit(columns) == 1:
+        rows = min(rows, 64)  # Of larger tiles registers do not hold the addresses and scales.
+    plan = expert_tiles(rows, weight.dtype)
     align = moe_align_block_size.prepare(ids, experts, plan.m)
 
     def place(ids: Tensor) -> tuple[Tensor, Tensor]:

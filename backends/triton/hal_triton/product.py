@@ -215,21 +215,24 @@ def _of_rows(
     """What writes [rows, outs]; it takes what ``of_pairs`` says, without the last two."""
     factors, kind = _factors(x, x_scale, weight.data, weight.packed), weight.kind(x)
     rows, columns, width = x.shape[:-1].numel(), x.shape[-1], weight.data.shape[-1]
-    bits = weight.bits(x)
-    plan = tiles(rows, weight.data.shape[0], bits, fast)
+    bits, w_stride = weight.bits(x), factors.w_strides[0]
+    aligned = unit(outs, width, factors.x_stride, w_stride)
+    # Registers hold no large tiles of which each row has a scale, or each number an address.
+    large = aligned > 1 and (
+        kind != "blocks" or weight.packed or weight.shared(outs, 128, activation)
+    )
+    plan = tiles(rows if large else min(rows, 64), weight.data.shape[0], bits, fast)
     if kind == "blocks":
         piece = weight.piece(columns)
         plan = plan._replace(k=min(plan.k, piece) if weight.packed else piece)
     plan = plan.fitted(8 * x.dtype.itemsize, bits, shared_memory(x.device))
     programs = ceil_div(rows, plan.m) * plan.across(outs, activation)
     part, count = _divided(programs, columns, bits, plan, weight.step(columns, plan.k))
-    w_stride = factors.w_strides[0]
     numbers = (
         rows, outs, width, part * width // max(columns, 1), factors.x_stride, w_stride,
         *factors.by_x, *weight.numbers(columns),
     )  # fmt: skip
     shared = weight.shared(outs, plan.n, activation) if kind == "blocks" else 0
-    aligned = unit(outs, width, factors.x_stride, w_stride)
     constants = activation, kind, shared, fast, count == 1, *plan[:3], aligned
     launch = matmul.multiply.bind((programs, count, 1), numbers, constants, *plan[3:])
     if count > 1:
