@@ -52,7 +52,8 @@ def codes(*size: int) -> Tensor:
 @pytest.mark.parametrize("biased", [False, True])
 def test_integers_are_summed_exactly(size: tuple[int, int, int], biased: bool) -> None:
     rows, n, k = size
-    a, b, options = codes(rows, k), codes(n, k), {"out_dtype": torch.float32}
+    a, b = codes(rows, k), codes(n, k)
+    options: dict[str, Any] = {"out_dtype": torch.float32}
     bias = torch.randn(n) if biased else None
     for scales in (
         (torch.rand(rows), torch.rand(n, 1)),
@@ -85,6 +86,6 @@ def test_parts_of_packed_weights_begin_with_a_group(group: int, zeros: torch.dty
     zero = None if zeros is None else torch.randint(0, 256, (n, groups)).to(zeros)
     # Neither the first number nor the rows begin where two of them can be read at once.
     x = torch.randn(rows, k + 1, dtype=torch.float16)[:, 1:]
-    options = {"group_size": group, "zeros": zero}
+    options: dict[str, Any] = {"group_size": group, "zeros": zero}
     got = hal_triton.matmul.w4a16_mm(x, weight, scales, **options)
     close(got, hal_native.matmul.w4a16_mm(x, weight, scales, **options))

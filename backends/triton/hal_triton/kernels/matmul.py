@@ -6,15 +6,9 @@ import triton
 import triton.language as tl
 
 from hal_triton.kernels.activation import gated
+from hal_triton.kernels.packed import packed_sums, spread_packed_sums
 from hal_triton.kernels.pdl import await_previous
-from hal_triton.kernels.sums import (
-    packed_sums,
-    scaled_sums,
-    spread_packed_sums,
-    spread_sums,
-    sums,
-    sums_of_codes,
-)
+from hal_triton.kernels.sums import scaled_sums, spread_sums, sums, sums_of_codes
 from hal_triton.launch import launcher
 
 
@@ -154,8 +148,9 @@ def multiply(
     elif x_scale is None:
         zero_at = None if w_zero is None else w_zero + w_row * zero_stride
         if KIND == "blocks":
+            # Devices that have PDL understand PTX.
             total = packed_sums(
-                x_at, x_in, w_at, w_in, by_w, w_step, zero_at, first, columns, size, M, N, K
+                x_at, x_in, w_at, w_in, by_w, w_step, zero_at, first, columns, size, PDL, M, N, K
             )
         else:
             total = spread_packed_sums(
