@@ -47,9 +47,13 @@ class Case:
 def randn(
     device: torch.device, *shape: int, dtype: torch.dtype = BF16, scale: float = 1.0
 ) -> Tensor:
-    """Normal numbers; 8-bit ones are rounded from bfloat16."""
+    """Normal numbers; 8-bit ones are rounded from bfloat16, and no larger than they can be."""
     if dtype == F8:
-        return (torch.randn(shape, device=device, dtype=BF16) * scale).to(F8)
+        # A larger number becomes NaN.
+        largest = torch.finfo(F8).max
+        return (
+            (torch.randn(shape, device=device, dtype=BF16) * scale).clamp(-largest, largest).to(F8)
+        )
     return torch.randn(shape, device=device, dtype=dtype) * scale
 
 

@@ -56,7 +56,7 @@ _FAMILIES = {
     "rotary": ("rotary_embedding", "multimodal_rotary_embedding"),
     "quant": ("per_token_group_quant", "per_token_quant", "per_tensor_quant"),
     "quant_fused": ("silu_and_mul_quant", "rms_norm_quant", "fused_add_rms_norm_quant"),
-    "matmul": ("block_scaled_mm", "w4a16_mm"),
+    "matmul": ("scaled_mm", "block_scaled_mm", "w4a16_mm"),
     "gemv": ("fused_gemv", "fused_moe_gemv"),
     "experts": ("fused_experts",),
     "moe": (
@@ -80,7 +80,7 @@ _FAMILIES = {
     ),
 }
 
-_BY_ROWS = {"block_scaled_mm", "w4a16_mm", "fused_gemv", "fused_experts"}
+_BY_ROWS = {"scaled_mm", "block_scaled_mm", "w4a16_mm", "fused_gemv", "fused_experts"}
 """Ops whose kernels go by the number of rows, and with it the bits of each."""
 
 

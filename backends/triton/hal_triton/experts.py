@@ -12,8 +12,10 @@ from hal import prepared
 from hal_triton.kernels import experts as kernels
 from hal_triton.layout import ceil_div, element, empty, rows_like, tile, unit
 from hal_triton.moe import blocks_of, moe_align_block_size
-from hal_triton.product import BLOCK, Tiles, Weight, by_rows, tiles
+from hal_triton.product import BLOCK, Weight, by_rows, native
 from hal_triton.quant import coding
+from hal_triton.target import shared_memory
+from hal_triton.tiles import Tiles, expert_tiles
 
 Run = Callable[..., Any]
 
@@ -50,7 +52,9 @@ def fused_experts(
         x, stride, inner, pairs, Weight(w13, w13_scale, block=BLOCK), blocks, activation
     )
     inner = inner.expand(pairs, inter)
-    second = _product(inner, inter, single, pairs, Weight(w2, w2_scale, block=BLOCK), blocks, None)
+    # The sums of the first are quantised again, where an error of theirs becomes a larger one.
+    fast, of = native(w2, x.dtype), Weight(w2, w2_scale, block=BLOCK)
+    second = _product(inner, inter, single, pairs, of, blocks, None, fast)
     made, add = empty(x.shape, x), _sum(x, w13.shape[0], topk_ids.shape[-1])
 
     def run(
@@ -78,8 +82,11 @@ def fused_experts(
 def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
     pairs, experts = ids.numel(), weight.shape[0]
     if pairs <= min(_FEW, experts) or not experts:
-        return _Blocks(pairs, tiles(1, weight.dtype.itemsize), lambda ids: (ids, None))
-    plan = tiles(pairs // experts, weight.dtype.itemsize)
+        return _Blocks(pairs, expert_tiles(1, weight.dtype), lambda ids: (ids, None))
+    rows, (_, outs, columns) = pairs // experts, weight.shape
+    if outs % 128 or unit(columns) == 1:
+        rows = min(rows, 64)  # Of larger tiles registers do not hold the addresses and scales.
+    plan = expert_tiles(rows, weight.dtype)
     align = moe_align_block_size.prepare(ids, experts, plan.m)
 
     def place(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,35 +111,40 @@ def _product(
     weight: Weight,
     blocks: _Blocks,
     activation: str | None,
+    fast: bool = False,
 ) -> Run:
     """What makes [pairs, n], whose pairs are spread evenly over the rows of tensors like ``x``.
 
     It takes x and, if there is one, its second part, ids if a row is there only for a known one,
     the weight's data and scale, and where the pairs are placed. The result has the dtype of
-    ``like``, and a second part unless that is float32.
+    ``like``, and a second part unless that is float32. See ``multiply`` for fast.
     """
     columns, rows, experts = x.shape[-1], x.shape[:-1].numel(), weight.data.shape[0]
     outs = weight.data.shape[1] // (1 if activation is None else 2)
     data_in, encode = by_rows(weight.data), _nothing
-    m, n, k, num_warps, num_stages = blocks.tiles
+    plan, parts = blocks.tiles, int(activation is None and x.dtype == torch.bfloat16) + 1
     scale_expert = groups = 0
     if weight.scale is not None:
         encode = _encode(x, x_stride, weight.data)
-        k, x_stride, groups = BLOCK[1], columns, ceil_div(columns, BLOCK[1])
+        plan, x_stride, groups = plan._replace(k=BLOCK[1]), columns, ceil_div(columns, BLOCK[1])
         scale_expert = weight.scale.stride(0)
     elif x.dtype.itemsize > weight.data.dtype.itemsize:
-        k //= 2  # In float32 a row of x takes twice the room.
-    elif activation is None and x.dtype == torch.bfloat16:
-        num_stages -= 1  # So it does in two parts.
+        plan = plan._replace(k=plan.k // 2)  # In float32 a row of x takes twice the room.
+    elif parts == 2:
+        plan = plan._replace(num_stages=max(plan.num_stages - 1, 3))  # So it does in two parts.
+    bits = 8 * weight.data.dtype.itemsize
+    of_x = bits if weight.scale is not None else 8 * x.dtype.itemsize * parts
+    plan = plan.fitted(of_x, bits, shared_memory(x.device))
     strides = x_stride, *data_in(weight.data).stride()[:2]
     scale_row, scale_step, _, *block = weight.numbers(columns)
     numbers = (
         blocks.number, pairs, outs, columns, experts, pairs // max(rows, 1), *strides,
         groups, scale_expert, scale_row, scale_step, *block,
     )  # fmt: skip
-    grid = blocks.number * ceil_div(outs, n if activation is None else n // 2), 1, 1
-    constants = activation, m, n, k, unit(columns, outs, *strides)
-    launch = kernels.multiply_blocks.bind(grid, numbers, constants, num_warps, num_stages)
+    shared = 0 if weight.scale is None else weight.shared(outs, plan.n, activation)
+    grid = blocks.number * plan.across(outs, activation), 1, 1
+    constants = activation, shared, fast, *plan[:3], unit(columns, outs, *strides)
+    launch = kernels.multiply_blocks.bind(grid, numbers, constants, *plan[3:])
     made, whole = empty((pairs, outs), like), like.dtype == torch.float32
 
     def run(x: Tensor, rest: Any, ids: Any, data: Tensor, scale: Any, *placed: Any) -> Any:

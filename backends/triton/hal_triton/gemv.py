@@ -11,7 +11,7 @@ from torch import Tensor
 from hal import prepared
 from hal_triton.layout import empty, flat_like
 from hal_triton.norm import normed
-from hal_triton.product import BLOCK, Weight, of_pairs, product
+from hal_triton.product import BLOCK, Weight, native, of_pairs, product
 
 Run = Callable[..., Any]
 
@@ -33,7 +33,8 @@ def fused_gemv(
     if norm_weight is not None:
         norm = normed((*x.shape[:-1], weight.shape[0]), norm_weight, eps, dtype)
         dtype = torch.float32
-    multiply = product(x, x_scale, of, dtype, _ACTIVATIONS[activation])
+    fast = native(weight, _dtype(x))
+    multiply = product(x, x_scale, of, dtype, _ACTIVATIONS[activation], fast)
 
     def run(
         x: Tensor,
@@ -44,7 +45,7 @@ def fused_gemv(
         norm_weight: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        out = multiply(x, x_scale, weight, weight_scale, None)
+        out = multiply(x, x_scale, weight, weight_scale, None, None)
         return out if norm is None else norm(out, norm_weight)
 
     return run
@@ -81,7 +82,7 @@ def fused_moe_gemv(
         **_: Any,
     ) -> Tensor:
         out, routed = made(), routed_in(topk_weights)
-        multiply(out, x, x_scale, weight, weight_scale, None, topk_ids.contiguous(), routed)
+        multiply(out, x, x_scale, weight, weight_scale, None, None, topk_ids.contiguous(), routed)
         return out
 
     return run

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hal_triton.kernels import gemv, matmul
-from hal_triton.launch import next_power_of_2
 from hal_triton.layout import Convert, ceil_div, empty, rows_like, same, unit
+from hal_triton.target import has_fp8, shared_memory
+from hal_triton.tiles import Tiles, pair_tile, pairs_win, parts, tiles
 
-__all__ = ["BLOCK", "Tiles", "Weight", "by_rows", "of_pairs", "product", "tiles"]
+__all__ = ["BLOCK", "Weight", "by_rows", "native", "of_pairs", "product"]
 
 Run = Callable[..., Any]
 
@@ -21,6 +22,8 @@ BLOCK = (128, 128)
 
 _MOST = 2**31 - 1
 _HALVES = (torch.float16, torch.bfloat16)
+_FEW = 2**18
+"""Sums of a part, of which fewer are added up by a program for each 256 of a row."""
 
 
 class Weight(NamedTuple):
@@ -44,6 +47,34 @@ class Weight(NamedTuple):
             return 128
         return next((piece for piece in (128, 64, 32) if size % piece == 0), 1)
 
+    def kind(self, x: Tensor) -> str:
+        """What ``multiply`` takes scales for."""
+        if self.scale is None:
+            return "none"
+        if not self.packed and self.block[0] == 1 and self.block[1] >= x.shape[-1]:
+            return "rows"
+        floating = self.zeros is not None and self.zeros.is_floating_point()
+        if self.piece(x.shape[-1]) == 1 or (floating and x.dtype in _HALVES):
+            return "spread"
+        return "blocks"
+
+    def bits(self, x: Tensor) -> int:
+        """Those of an element, 32 where all is multiplied in float32."""
+        if x.dtype == torch.float32 or self.kind(x) == "spread":
+            return 32
+        return 4 if self.packed else 8 * self.data.dtype.itemsize
+
+    def shared(self, outs: int, n: int, activation: str | None) -> int:
+        """How many scales n rows of the weight have in a block, 0 if each may have its own."""
+        width, rows = (n, self.block[0]) if activation is None else (n // 2, self.block[0])
+        if self.packed or rows % width or (activation is not None and outs % width):
+            return 0
+        return 1 if activation is None else 2
+
+    def step(self, columns: int, k: int) -> int:
+        """Of what the columns of a part are a multiple."""
+        return k if self.block[1] >= columns or self.block[1] % k else self.block[1]
+
     def numbers(self, columns: int) -> tuple[int, ...]:
         """Strides of the scale's rows and columns, of the rows of zeros, and the block."""
         if self.scale is None:
@@ -53,44 +84,32 @@ class Weight(NamedTuple):
         return *self.scale.stride()[-2:], zero_stride, min(self.block[0], _MOST), size
 
 
-class Tiles(NamedTuple):
-    """Rows, rows of the weight, and columns that a program has at once, and how it runs."""
-
-    m: int
-    n: int
-    k: int
-    num_warps: int
-    num_stages: int
-
-
-def tiles(rows: int, itemsize: int) -> Tiles:
-    """What is good for so many rows and a weight of elements of so many bytes."""
-    if itemsize == 4:
-        return Tiles(16, 64, 64, 4, 3) if rows <= 16 else Tiles(32, 64, 32, 4, 3)
-    if rows <= 16:
-        # All of the time goes into reading the weight: few rows of it, and many loads under way.
-        return Tiles(16, 32, 128, 4, 5 if itemsize == 2 else 6)
-    if itemsize == 1:
-        # Codes become 16-bit numbers in registers, which hold no larger tiles.
-        return Tiles(32 if rows <= 32 else 64, 64, 128, 8, 3)
-    if rows <= 64:
-        return Tiles(32 if rows <= 32 else 64, 64, 64, 4, 4)
-    return Tiles(64, 128, 64, 4, 4) if rows <= 256 else Tiles(128, 128, 64, 8, 3)
+def native(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether tensor cores may multiply codes as they are, for results of a dtype."""
+    if weight.dtype.itemsize > 1 or weight.dtype == torch.uint8:
+        return False
+    return weight.dtype == torch.int8 or (dtype in _HALVES and has_fp8(weight.device))
 
 
 def product(
-    x: Tensor, x_scale: Tensor | None, weight: Weight, dtype: torch.dtype, activation: str | None
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Weight,
+    dtype: torch.dtype,
+    activation: str | None = None,
+    fast: bool = False,
 ) -> Run:
     """What multiplies each row of tensors like ``x`` with each row of weights like this one.
 
-    It takes x, x_scale, and the weight's data, scale and zeros; an activation is of the product.
+    It takes x, x_scale, and the weight's data, scale and zeros, and a bias; an activation is of the
+    product. If fast, codes are multiplied as they are, for which see ``native``.
     """
     outs = weight.data.shape[0] // (1 if activation is None else 2)
     made = empty((*x.shape[:-1], outs), x, dtype)
-    if x.shape[:-1].numel() == 1:
+    if x.shape[:-1].numel() == 1 and _by_pairs(x, weight):
         multiply = of_pairs(x, x_scale, weight, outs, activation, 1)
     else:
-        multiply = _of_rows(x, x_scale, weight, outs, activation)
+        multiply = _of_rows(x, x_scale, weight, outs, activation, fast)
 
     def run(*given: Tensor | None) -> Tensor:
         out = made()
@@ -121,8 +140,8 @@ class _Factors(NamedTuple):
         return run
 
 
-def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor) -> _Factors:
-    x_in, _, x_stride = rows_like(x)
+def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor, paired: bool = False) -> _Factors:
+    x_in, _, x_stride = (_paired, 0, x.shape[-1]) if paired else rows_like(x)
     data_in, by_x_in, by_x = by_rows(data), same, (0, 0)
     if x_scale is not None:
         scales = _matrix(x_scale)
@@ -134,6 +153,12 @@ def _factors(x: Tensor, x_scale: Tensor | None, data: Tensor) -> _Factors:
 def by_rows(data: Tensor) -> Convert:
     """What makes weights like this one have contiguous rows."""
     return same if data.stride(-1) == 1 else Tensor.contiguous
+
+
+def _paired(x: Tensor) -> Tensor:
+    """Rows whose numbers may be read two at once."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 def _matrix(scale: Tensor) -> Tensor:
@@ -152,12 +177,12 @@ def of_pairs(
     """What writes [pairs, outs], where a pair is of a row of ``x`` and, if routed, of an expert.
 
     As many pairs share a row of ``x`` as there are more of them. It takes the result, x, x_scale,
-    the weight's data, scale and zeros, the ids, and what the results are multiplied with.
+    the weight's data, scale and zeros, a bias, the ids, and what the results are multiplied with.
     """
     factors, columns = _factors(x, x_scale, weight.data), x.shape[-1]
     *w_expert, w_stride, _ = factors.w_strides
     scale_expert = weight.scale.stride(0) if routed and weight.scale is not None else 0
-    several, n, k = _pair_tile(routed, weight.data.dtype.itemsize, outs, columns)
+    several, n, k = pair_tile(routed, weight.data.dtype.itemsize, outs, columns)
     choices = pairs // max(x.shape[:-1].numel(), 1)
     numbers = (
         pairs, outs, weight.data.shape[-1], weight.data.shape[0] if routed else 1, choices,
@@ -172,35 +197,72 @@ def of_pairs(
     return launch if routed else lambda *given: launch(*given, None, None)
 
 
-def _pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int, int, int]:
-    """Pairs, rows of the weight for each, and columns that a program has at once.
-
-    How many pairs there are has no part in it: with the tile the order of a sum may change.
-    """
-    if not routed:
-        return 1, 4 if outs < 8192 else 8, 2048 if itemsize == 1 else 1024
-    k = max(128, min(next_power_of_2(columns), 1024))
-    return 1024 // k, 8, k
+def _by_pairs(x: Tensor, weight: Weight) -> bool:
+    # Programs that go along rows of the weight add up no integers.
+    return weight.data.dtype != torch.int8 and (
+        weight.kind(x) == "spread" or pairs_win(weight.data.shape[0], weight.bits(x))
+    )
 
 
 def _of_rows(
-    x: Tensor, x_scale: Tensor | None, weight: Weight, outs: int, activation: str | None
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Weight,
+    outs: int,
+    activation: str | None,
+    fast: bool,
 ) -> Run:
     """What writes [rows, outs]; it takes what ``of_pairs`` says, without the last two."""
-    factors = _factors(x, x_scale, weight.data)
-    rows, columns, piece = x.shape[:-1].numel(), x.shape[-1], weight.piece(x.shape[-1])
-    exact = piece > 1 and not (
-        weight.zeros is not None and weight.zeros.is_floating_point() and x.dtype in _HALVES
+    factors, kind = _factors(x, x_scale, weight.data, weight.packed), weight.kind(x)
+    rows, columns, width = x.shape[:-1].numel(), x.shape[-1], weight.data.shape[-1]
+    bits, w_stride = weight.bits(x), factors.w_strides[0]
+    aligned = unit(outs, width, factors.x_stride, w_stride)
+    # Registers hold no large tiles of which each row has a scale, or each number an address.
+    large = aligned > 1 and (
+        kind != "blocks" or weight.packed or weight.shared(outs, 128, activation)
     )
-    wide = not exact or x.dtype == torch.float32
-    m, n, k, num_warps, num_stages = tiles(rows, 4 if wide else weight.data.dtype.itemsize)
-    if weight.scale is not None and exact:
-        k = min(k, piece) if weight.packed or x_scale is None else piece
-    width, w_stride = weight.data.shape[-1], factors.w_strides[0]
+    plan = tiles(rows if large else min(rows, 64), weight.data.shape[0], bits, fast)
+    if kind == "blocks":
+        piece = weight.piece(columns)
+        plan = plan._replace(k=min(plan.k, piece) if weight.packed else piece)
+    plan = plan.fitted(8 * x.dtype.itemsize, bits, shared_memory(x.device))
+    programs = ceil_div(rows, plan.m) * plan.across(outs, activation)
+    part, count = _divided(programs, columns, bits, plan, weight.step(columns, plan.k))
     numbers = (
-        rows, outs, width, factors.x_stride, w_stride, *factors.by_x, *weight.numbers(columns),
+        rows, outs, width, part * width // max(columns, 1), factors.x_stride, w_stride,
+        *factors.by_x, *weight.numbers(columns),
     )  # fmt: skip
-    constants = activation, exact, m, n, k, unit(outs, width, factors.x_stride, w_stride)
-    grid = ceil_div(rows, m) * ceil_div(outs, n if activation is None else n // 2), 1, 1
-    launch = matmul.multiply.bind(grid, numbers, constants, num_warps, num_stages)
+    shared = weight.shared(outs, plan.n, activation) if kind == "blocks" else 0
+    constants = activation, kind, shared, fast, count == 1, *plan[:3], aligned
+    launch = matmul.multiply.bind((programs, count, 1), numbers, constants, *plan[3:])
+    if count > 1:
+        launch = _added(launch, x, factors, weight, count, activation)
     return factors.launched(launch)
+
+
+def _divided(programs: int, columns: int, bits: int, plan: Tiles, step: int) -> tuple[int, int]:
+    """Columns of a part, a multiple of a step, and how many parts there are."""
+    count = parts(programs, columns, bits, plan.num_warps)
+    part = max(ceil_div(ceil_div(columns, count), step), 1) * step
+    return part, max(ceil_div(columns, part), 1)
+
+
+def _added(
+    launch: Run, x: Tensor, factors: _Factors, weight: Weight, count: int, activation: str | None
+) -> Run:
+    """What adds up the parts that are launched."""
+    rows, places = x.shape[:-1].numel(), weight.data.shape[0]
+    outs, ends = places // (1 if activation is None else 2), weight.kind(x) == "rows"
+    integers = weight.data.dtype == torch.int8
+    made = empty((count, rows, places), x, torch.int32 if integers else torch.float32)
+    m, n = 1 if rows * places < _FEW else 4, 256
+    grid = ceil_div(rows, m) * ceil_div(places, n), 1, 1
+    numbers = rows, outs, count, factors.by_x[0], weight.numbers(x.shape[-1])[0]
+    add = matmul.add_parts.bind(grid, numbers, (activation, m, n, unit(outs)))
+
+    def run(out: Tensor, x: Tensor, data: Tensor, *scales: Tensor | None) -> None:
+        sums, (by_x, by_w, zeros, bias) = made(), scales
+        launch(sums, x, data, by_x, by_w, zeros, None)
+        add(out, sums, by_x if ends else None, by_w if ends else None, bias)
+
+    return run

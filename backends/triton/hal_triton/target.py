@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from triton.backends import backends
 
+import hal
 from hal_triton.launch import INTERPRETED, driver
 
 if TYPE_CHECKING:
     from hal import Device
 
-__all__ = ["served", "shared_memory", "works"]
+__all__ = ["has_fp8", "served", "shared_memory", "works"]
 
 _ODD = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -31,6 +32,12 @@ def _native() -> str | None:
     active = [backend for backend in backends.values() if backend.driver.is_active()]
     current = torch.accelerator.current_accelerator() if len(active) == 1 else None
     return None if current is None else current.type
+
+
+@functools.cache
+def has_fp8(device: torch.device) -> bool:
+    """Whether a device multiplies 8-bit floats as they are."""
+    return not INTERPRETED and hal.supports(hal.Capability.FP8, device)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from hal_triton.kernels.matmul import activated, put, tile_at, weight_rows
+from hal_triton.kernels.matmul import activated, put, tile_at, tile_scales, weight_rows
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.kernels.sums import halves, scaled_sums, sums
 from hal_triton.launch import launcher
@@ -37,6 +37,8 @@ def multiply_blocks(
     rows_of_block: tl.int32,
     size: tl.int32,
     ACTIVATION: tl.constexpr,
+    SHARED: tl.constexpr,
+    NATIVE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -67,13 +69,18 @@ def multiply_blocks(
         w_at = weight + expert * (w_expert // UNIT * UNIT) + w_row * (w_stride // UNIT * UNIT)
         if w_scale is None:
             rest_at = None if x_rest is None else x_rest + row * (x_stride // UNIT * UNIT)
-            total = sums(x_at, rest_at, x_in, w_at, w_in, columns, M, N, K)
+            total = sums(x_at, rest_at, x_in, w_at, w_in, 0, columns, M, N, K)
         else:
-            by = x_scale + row * x_scale_stride
-            scale_at = w_scale + expert * scale_expert + w_row // rows_of_block * w_scale_stride
+            by, up = x_scale + row * x_scale_stride, None
+            by_w = w_scale + expert * scale_expert
+            if SHARED > 0:
+                by_w, up = tile_scales(by_w, w_scale_stride, across * WIDTH, outs, rows_of_block)
+            else:
+                by_w += w_row.to(tl.int32) // rows_of_block * w_scale_stride
             total = scaled_sums(
-                x_at, x_in, by, 1, w_at, w_in, scale_at, w_step, columns, size, M, N, K
-            )
+                x_at, x_in, by, 1, w_at, w_in, by_w, up, w_step, 0, columns, size,
+                SHARED, NATIVE, M, N, K,
+            )  # fmt: skip
         total = activated(total, ACTIVATION, M, N)
         if out_rest is not None:
             total, rest = halves(total, 16)

@@ -114,6 +114,7 @@ def multiply_pairs(
     x_scale,
     w_scale,
     w_zero,
+    bias,
     ids,
     routed,
     pairs: tl.int32,
@@ -182,6 +183,8 @@ def multiply_pairs(
         )
     # What an unknown expert was not multiplied with may be NaN.
     total = tl.where(w_in, total, 0.0)
+    if bias is not None:
+        total += tl.load(bias + w_row, w_in, 0.0).to(tl.float32)
     if ACTIVATION is not None:
         gate, up = tl.split(tl.reshape(total, (PAIRS * WIDTH, 2)))
         total = gated(gate, up, ACTIVATION)
