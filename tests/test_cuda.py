@@ -197,7 +197,7 @@ def test_scaled_products_are_those_of_the_reference(
     a, b = codes(*rows, 64), codes(32, 64)
     by = scales(1) if one_for_a else scales(*rows), scales() if one_for_b else scales(32, 1)
     options: dict[str, Any] = {"out_dtype": BF16, "bias": scales(32).to(BF16) if biased else None}
-    got, want = (f(a, b, *by, **options) for f in (matmul.scaled_mm, reference.scaled_mm))
+    got, want = (f(a, b, *by, **options) for f in (matmul.scaled_product, reference.scaled_mm))
     assert got.shape == want.shape
     assert got.is_contiguous()
     torch.testing.assert_close(got, want)
@@ -208,7 +208,7 @@ def test_rows_may_begin_anywhere() -> None:
     a, b = codes(9, 83), codes(33, 83)
     for rows in (a[1:, 3:67], a[::2, :64], a[:1, 1:65].expand(5, 64)):
         by = scales(len(rows) + 1)[1:], scales(33)[1:]
-        got = matmul.scaled_mm(rows, b[1:, 9:73], *by, out_dtype=BF16)
+        got = matmul.scaled_product(rows, b[1:, 9:73], *by, out_dtype=BF16)
         want = reference.scaled_mm(rows, b[1:, 9:73], *by, out_dtype=BF16)
         torch.testing.assert_close(got, want)
 

@@ -17,6 +17,7 @@ ROWS: Mapping[int, Mapping[str, int]] = {
     90: {
         "block_scaled_mm": 32,
         "deep block_scaled_mm": 8,
+        "scaled_mm": 32,
         "linear": 32,
         "linear and more": 32,
         "cudnn": 1024,
@@ -33,7 +34,7 @@ to 64 columns.
 """
 
 LIBRARIES = (
-    *("block_scaled_mm", "deep block_scaled_mm", "linear", "linear and more"),
+    *("scaled_mm", "block_scaled_mm", "deep block_scaled_mm", "linear", "linear and more"),
     *("cudnn", "narrow cudnn", "flash"),
 )
 """What may have a number of rows."""

@@ -24,6 +24,7 @@ __all__ = [
     "known",
     "scaled_mm",
     "scaled_mm_supports",
+    "scaled_product",
 ]
 
 BLOCK = 128
@@ -46,6 +47,7 @@ def known() -> bool:
     return hasattr(functional, "scaled_mm") and version >= [12, 9]
 
 
+@prepared
 def scaled_mm(
     a: Tensor,
     b: Tensor,
@@ -54,7 +56,23 @@ def scaled_mm(
     *,
     out_dtype: torch.dtype,
     bias: Tensor | None = None,
+) -> Callable[..., Any]:
+    if not wins("scaled_mm", a.shape[:-1].numel(), a):
+        options = {"out_dtype": out_dtype, "bias": bias}
+        return portable(triton.scaled_mm, a, b, a_scale, b_scale, **options)
+    return scaled_product
+
+
+def scaled_product(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    *,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
 ) -> Tensor:
+    """What ``scaled_mm`` does."""
     shape = *a.shape[:-1], b.shape[0]
     if not a.numel():
         return a.new_empty(shape, dtype=out_dtype)
