@@ -9,15 +9,16 @@ from torch import Tensor
 
 import hal
 
-__all__ = ["LIBRARIES", "ROWS", "portable", "wins"]
+__all__ = ["LIBRARIES", "ROWS", "portable", "product_wins", "wins"]
 
 ROWS: Mapping[int, Mapping[str, int]] = {
     # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, cuDNN 9.19: benchmarks/crossing.py, where
     # n and k are 2304 to 28672 and heads have 64 or 128 columns.
     90: {
-        "block_scaled_mm": 32,
-        "deep block_scaled_mm": 8,
-        "scaled_mm": 32,
+        "block_scaled_mm": 96,
+        "large block_scaled_mm": 16,
+        "scaled_mm": 96,
+        "large scaled_mm": 32,
         "linear": 32,
         "linear and more": 32,
         "cudnn": 1024,
@@ -26,24 +27,32 @@ ROWS: Mapping[int, Mapping[str, int]] = {
 }
 """By compute capability, the least number of rows; a library without one is not chosen.
 
-A product is deep that has more columns to sum than results, and attention narrow with heads of up
-to 64 columns.
+A weight is large from 2**26 elements on, and attention narrow with heads of up to 64 columns.
 
 "linear" is ``fused_gemv`` in 16 bits, with what follows it or without; "cudnn" and "flash" are
 ``varlen_attention``, with the queries of one sequence, or those of each on average.
 """
 
 LIBRARIES = (
-    *("scaled_mm", "block_scaled_mm", "deep block_scaled_mm", "linear", "linear and more"),
+    *("scaled_mm", "large scaled_mm", "block_scaled_mm", "large block_scaled_mm"),
+    *("linear", "linear and more"),
     *("cudnn", "narrow cudnn", "flash"),
 )
 """What may have a number of rows."""
+
+
+_LARGE = 2**26
 
 
 def wins(what: str, rows: int, like: Tensor) -> bool:
     """Whether so many rows are enough on the device of a tensor."""
     first = ROWS.get(hal.device(like).arch or 0, {}).get(what)
     return first is not None and rows >= first
+
+
+def product_wins(what: str, rows: int, weight: Tensor) -> bool:
+    """The same for a product with a weight."""
+    return wins(f"large {what}" if weight.numel() >= _LARGE else what, rows, weight)
 
 
 def portable(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:

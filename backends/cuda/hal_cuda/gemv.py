@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hal import prepared
-from hal_cuda.crossing import portable, wins
-from hal_cuda.matmul import blocks_product, blocks_refused, blocks_win, known
+from hal_cuda.crossing import portable, product_wins, wins
+from hal_cuda.matmul import blocks_product, blocks_refused, known
 from hal_triton import gemv as triton
 from hal_triton.kernels.activation import gate_and_mul
 from hal_triton.layout import empty, tile, unit
@@ -39,7 +39,7 @@ def fused_gemv(
 ) -> Run:
     rows, follows = x.shape[:-1].numel(), activation is not None or norm_weight is not None
     if x_scale is not None:
-        if blocks_win(rows, weight):
+        if product_wins("block_scaled_mm", rows, weight):
             return _of_blocks
     elif wins("linear and more" if follows else "linear", rows, x):
         return _followed(x, weight, activation, norm_weight, eps) if follows else _linear

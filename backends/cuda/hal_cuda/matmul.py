@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hal import prepared
-from hal_cuda.crossing import portable, wins
+from hal_cuda.crossing import portable, product_wins
 from hal_cuda.kernels.matmul import scale_sums
 from hal_cuda.layout import aligned, as_rows, together
 from hal_triton import matmul as triton
@@ -57,7 +57,7 @@ def scaled_mm(
     out_dtype: torch.dtype,
     bias: Tensor | None = None,
 ) -> Callable[..., Any]:
-    if not wins("scaled_mm", a.shape[:-1].numel(), a):
+    if not product_wins("scaled_mm", a.shape[:-1].numel(), b):
         options = {"out_dtype": out_dtype, "bias": bias}
         return portable(triton.scaled_mm, a, b, a_scale, b_scale, **options)
     return scaled_product
@@ -153,7 +153,7 @@ def block_scaled_mm(
     block: Sequence[int] = (BLOCK, BLOCK),
     out_dtype: torch.dtype,
 ) -> Callable[..., Any]:
-    if not blocks_win(a.shape[:-1].numel(), b):
+    if not product_wins("block_scaled_mm", a.shape[:-1].numel(), b):
         options = {"block": block, "out_dtype": out_dtype}
         return portable(triton.block_scaled_mm, a, b, a_scale, b_scale, **options)
     return _block_scaled_mm
@@ -180,12 +180,6 @@ def blocks_refused(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> str | None:
     if min(b.shape) == 0 or b.shape[0] % _UNIT or b.shape[1] % BLOCK:
         return f"cuBLAS takes weights of a multiple of {_UNIT} rows and {BLOCK} columns"
     return None if out_dtype == torch.bfloat16 else "only bfloat16 is no better than its sums"
-
-
-def blocks_win(rows: int, b: Tensor) -> bool:
-    """Whether so many rows are enough for cuBLAS."""
-    deep = "deep " if b.shape[1] > b.shape[0] else ""
-    return wins(f"{deep}block_scaled_mm", rows, b)
 
 
 def _block_scaled_mm(
