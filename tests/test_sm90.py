@@ -12,7 +12,7 @@ import torch
 
 import hal_triton
 from cases import FAMILIES
-from hal_triton import attention, attention_split, configurations
+from hal_triton import attention, attention_split, configurations, experts, product
 from sm90 import Launch, compiled, launches
 
 META = torch.device("meta")
@@ -40,6 +40,9 @@ def _like_an_h100() -> Iterator[None]:
         mock.patch.object(configurations, "_table", mock.Mock(return_value=TABLES)),
         mock.patch.object(attention, "shared_memory", room),
         mock.patch.object(attention_split, "shared_memory", room),
+        mock.patch.object(product, "shared_memory", room),
+        mock.patch.object(experts, "shared_memory", room),
+        mock.patch.object(product, "has_fp8", mock.Mock(return_value=True)),
     ):
         yield
 

@@ -82,7 +82,8 @@ def _read_late(subject: Subject, sample: Sample) -> None:
 def _freed(pointer: int, size: int, device: Device) -> Tensor | None:
     """The memory at an address, if torch has it to give."""
     others: list[Tensor] = []
-    for _ in range(256):
+    # As many as there are of the smallest size in what torch asks the driver for at once.
+    for _ in range(4096):
         found = torch.empty(size, dtype=torch.uint8, device=str(device))
         if found.data_ptr() == pointer:
             return found
