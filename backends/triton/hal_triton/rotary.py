@@ -15,6 +15,8 @@ from hal_triton.layout import ceil_div, unit
 from hal_triton.target import served
 
 _ELEMENTS = 1024
+_SHORT = 64
+"""Pairs of a head with fewer of which threads share weights."""
 
 
 def rotary_embedding(
@@ -160,6 +162,10 @@ def how(
     # With a norm there are sums, whose order must not go by the number of tokens.
     name, sizes = ("rotary", (tokens, head_dim)) if eps is None else ("norm rotary", (head_dim,))
     several, heads, num_warps = measured(name, x[0].device, sizes, usual)
+    if eps is not None and (rest or half < _SHORT):
+        # Threads hold the same weights then; Triton has them all store them, of which compute-
+        # sanitizer says that they race.
+        num_warps = 1
     row = cos_sin_cache.stride(0)
     grid = ceil_div(tokens, several), ceil_div(q_heads, heads) + ceil_div(k_heads, heads), 1
     strides = (*_strides(out[0]), *_strides(x[0]), *_strides(out[1]), *_strides(x[1]), row)

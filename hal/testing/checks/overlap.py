@@ -64,10 +64,11 @@ def _written_late(subject: Subject, sample: Sample, index: int) -> None:
 def _read_late(subject: Subject, sample: Sample) -> None:
     """Have memory that results come to lie in read by the kernel just before, which ends late."""
     flat, copy = subject.flat(sample), _late_copy(subject.device)
-    subject.run(flat)
-    places = [(r.data_ptr(), _bytes(r).numel()) for r in results(subject.run(flat)) if r.numel()]
-    seen = [torch.ones(size, dtype=torch.uint8, device=str(subject.device)) for _, size in places]
-    for to, (pointer, size) in zip(seen, places, strict=True):
+    sizes = [_bytes(r).numel() for r in results(subject.run(flat)) if r.numel()]
+    # First, as they might lie there too.
+    seen = [torch.ones(size, dtype=torch.uint8, device=str(subject.device)) for size in sizes]
+    places = [r.data_ptr() for r in results(subject.run(flat)) if r.numel()]
+    for to, pointer, size in zip(seen, places, sizes, strict=True):
         freed = _freed(pointer, size, subject.device)
         if freed is not None:
             freed.zero_()

@@ -49,7 +49,7 @@ def scale_sums(out, sums, a_scale, b_scale, bias) -> None:
         bias: [columns], floating point, or None.
     """
     rows, columns = out.shape
-    grid, shape, num_warps = tile(rows, columns)
+    grid, shape, num_warps = tile("scale", out.device, rows, columns)
     steps = (
         a_scale.stride(0) if a_scale.shape[0] > 1 else 0,
         b_scale.stride(1) if b_scale.shape[1] > 1 else 0,
