@@ -1,4 +1,4 @@
-"""Attention of few queries to many keys, in two launches: sums of parts, then of all."""
+"""Attention of few queries to many keys, in one launch, or in two: sums of chunks, then of all."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hal_triton.target import shared_memory
 
 __all__ = ["attend_split"]
 
-_CHUNKS, _SHORT, _STEP = 64, 16, 128
+_CHUNKS, _SHORT, _RUN, _STEP = 64, 16, 16, 128
 """As in the kernels."""
-_MERGED = 2048
-"""Elements of a program's sums when they are merged."""
-_BUSY = 240
-"""Programs with which a large device is as good as full."""
+_MERGED = 512
+"""Elements of a program's sums when they are merged: 4 of each thread, of many chunks."""
+_BUSY = 200
+"""Programs with which a large device is as good as full, and need not be more."""
+_FILLED = 528
+"""Programs to make of fewer: 4 for each of 132 processors, which hold 2 of them at once."""
 _FOLDED = 8192
-"""Elements of the sums of a group that registers hold beside those of a chunk."""
+"""Elements of sums that registers hold beside those of a chunk."""
 _ROOMY = 208 << 10
 """Bytes of shared memory in which the sums of 64 rows of latents turn into what is stored."""
-_MOST = 1056
-"""Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
 
 
 def _tile(rows: int, query: Query, keys: Keys, width: Width, unit: int) -> Tile:
@@ -57,33 +57,30 @@ class _Plan(NamedTuple):
     chunk: int
     """Keys of a chunk at least: a power of two that holds whole tiles."""
     slots: int
-    units: int
-    per_unit: int
-    per_group: int
-    groups: int
+    """Programs that share the chunks of a sequence."""
+    chunks: int
+    """Those of a sequence at most."""
+    whole: bool
+    """Whether each program goes over all of them, and keeps their sums."""
 
 
 def _plan(sequences: int, programs: int, span: int, folds: bool) -> _Plan:
-    """Units of a group or of a chunk, and how many programs go over those of a sequence.
+    """Chunks, which depend on no other sequence, and the programs that share them.
 
     Args:
         sequences: How many there are.
         programs: Those of a sequence if its keys were not shared.
         span: No sequence has more keys that count.
-        folds: Whether a program may go over a group.
+        folds: Whether registers hold the sums of all chunks beside those of one.
     """
     # Where a sequence has few programs, it has more chunks; where they are not folded, all are
     # written and read again.
-    least, group = (64, 8) if folds and programs <= 2 else (128 if folds else 256, 4)
-    programs *= sequences
-    if programs == 0:
-        return _Plan(least, 1, 1, 1, 1, 1)
+    least = 512 if not folds else 64 if programs <= 2 else 128
     chunks = max(min(ceil_div(span, least), _SHORT), min(ceil_div(span, 2 * least), _CHUNKS), 1)
-    groups = ceil_div(chunks, group)
-    whole = folds and chunks > 1 and programs * groups >= _BUSY
-    units = groups if whole else chunks
-    slots = min(units, ceil_div(_MOST, programs))
-    return _Plan(least, slots, units, group if whole else 1, 1 if whole else group, groups)
+    programs *= sequences
+    fill = 1 if programs == 0 or programs >= _BUSY else ceil_div(_FILLED, programs)
+    slots = min(chunks, max(fill, ceil_div(chunks, _RUN)))
+    return _Plan(least, slots, chunks, chunks == 1 or (folds and slots == 1))
 
 
 def attend_split(
@@ -101,37 +98,38 @@ def attend_split(
     tile = _tile(rows, query, keys, width, unit)
     tiles, folds = ceil_div(rows, tile.rows), tile.rows * width.value_block <= _FOLDED
     plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), folds)
-    whole = plan.units == 1
     # One sequence more, for the padding, where there may be any.
     all_of_them = query.sequences + query.ragged
+    shares = all_of_them if plan.whole else query.sequences * plan.slots
     told = rows, *numbers(query, keys, width, scores, k_scale, v_scale)
     # A page of a whole tile is a uniform register, of which so many products leave none.
     pages = min(keys.pages(tile.keys), 3 if folds else 2)
     first = bound(
         attend_parts,
         like,
-        ((all_of_them if whole else query.sequences * plan.slots) * keys.heads, max(tiles, 1), 1),
-        (query.sequences, tokens, heads, plan.slots, plan.units, plan.per_unit, *told),
+        (shares * keys.heads, max(tiles, 1), 1),
+        (query.sequences, tokens, heads, plan.slots, plan.chunks, *told),
         (
-            *(scores.sign != 1, scores.cap > 0, pages, tile.split, plan.per_unit > 1, whole),
+            *(scores.sign != 1, scores.cap > 0, pages, tile.split),
+            *(plan.whole and plan.chunks > 1, plan.whole),
             *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
         ),
         tile.num_warps,
         tile.num_stages(paged=True),
     )
     empty = results(query.q, width.value_dim)
-    if whole:
+    if plan.whole:
         return _run((first,), empty, lambda: None)
     pieces, *merged, num_warps = _merged(rows, plan, width)
     second = bound(
         merge_parts,
         like,
         (all_of_them * pieces, keys.heads, 1),
-        (query.sequences, pieces, tokens, heads, *plan[2:5], *told),
+        (query.sequences, pieces, tokens, heads, plan.chunks, *told),
         (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
         num_warps,
     )
-    count = query.sequences * keys.heads * plan.units * rows
+    count = query.sequences * keys.heads * plan.chunks * rows
     return _run((first, second), empty, floats((count * (width.value_dim + 2),), query.q))
 
 
@@ -151,11 +149,10 @@ def _run(
 
 
 def _merged(rows: int, plan: _Plan, width: Width) -> tuple[int, int, int, int]:
-    """Programs for the rows of a sequence, the rows and groups of each, and its warps."""
-    groups = 1 if plan.groups == 1 else _CHUNKS // 4
-    sums = groups * width.value_block
-    several = max(1, min(next_power_of_2(rows), _MERGED // sums))
-    return max(ceil_div(rows, several), 1), several, groups, 4 if sums <= _MERGED else 8
+    """Programs for the rows of a sequence, the rows and chunks at once of each, and its warps."""
+    several = max(min(next_power_of_2(rows), _MERGED // width.value_block), 1)
+    ahead = 4 if plan.chunks <= 4 else 16
+    return max(ceil_div(rows, several), 1), several, ahead, 4
 
 
 def _span(query: Query, keys: Keys, scores: Scores) -> int:
