@@ -17,7 +17,7 @@ from hal_triton.target import shared_memory
 
 __all__ = ["attend_split"]
 
-_CHUNKS, _SHORT, _RUN, _STEP = 64, 16, 16, 128
+_CHUNKS, _SHORT, _STEP = 64, 16, 128
 """As in the kernels."""
 _MERGED = 512
 """Elements of a program's sums when they are merged: 4 of each thread, of many chunks."""
@@ -25,8 +25,10 @@ _BUSY = 200
 """Programs with which a large device is as good as full, and need not be more."""
 _FILLED = 528
 """Programs to make of fewer: 4 for each of 132 processors, which hold 2 of them at once."""
+_LONG = 32
+"""Chunks beyond which a sequence has 4 programs nevertheless: all others may be short."""
 _FOLDED = 8192
-"""Elements of sums that registers hold beside those of a chunk."""
+"""Elements of sums that registers hold beside those of a chunk, and shared memory beside keys."""
 _ROOMY = 208 << 10
 """Bytes of shared memory in which the sums of 64 rows of latents turn into what is stored."""
 
@@ -56,31 +58,39 @@ class _Plan(NamedTuple):
 
     chunk: int
     """Keys of a chunk at least: a power of two that holds whole tiles."""
-    slots: int
-    """Programs that share the chunks of a sequence."""
     chunks: int
     """Those of a sequence at most."""
-    whole: bool
-    """Whether each program goes over all of them, and keeps their sums."""
+    slots: int
+    """Programs that share them."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether sums of chunks are stored."""
+        return self.slots > 1
+
+    @property
+    def several(self) -> bool:
+        """Whether a program may have more than one."""
+        return self.slots < self.chunks
 
 
-def _plan(sequences: int, programs: int, span: int, folds: bool) -> _Plan:
+def _plan(sequences: int, programs: int, span: int, sums: int) -> _Plan:
     """Chunks, which depend on no other sequence, and the programs that share them.
 
     Args:
         sequences: How many there are.
         programs: Those of a sequence if its keys were not shared.
         span: No sequence has more keys that count.
-        folds: Whether registers hold the sums of all chunks beside those of one.
+        sums: Elements of the sums of a program.
     """
-    # Where a sequence has few programs, it has more chunks; where they are not folded, all are
-    # written and read again.
-    least = 512 if not folds else 64 if programs <= 2 else 128
+    # Where a sequence has few programs, it has more chunks; but sums are written and read again.
+    least = 512 if sums > _FOLDED else 128 if programs > 2 or sums > _FOLDED // 2 else 64
     chunks = max(min(ceil_div(span, least), _SHORT), min(ceil_div(span, 2 * least), _CHUNKS), 1)
+    if sums > _FOLDED:
+        return _Plan(least, chunks, chunks)
     programs *= sequences
-    fill = 1 if programs == 0 or programs >= _BUSY else ceil_div(_FILLED, programs)
-    slots = min(chunks, max(fill, ceil_div(chunks, _RUN)))
-    return _Plan(least, slots, chunks, chunks == 1 or (folds and slots == 1))
+    slots = 1 if programs == 0 or programs >= _BUSY else ceil_div(_FILLED, programs)
+    return _Plan(least, chunks, min(chunks, max(slots, 4 if chunks > _LONG else 1)))
 
 
 def attend_split(
@@ -96,14 +106,14 @@ def attend_split(
     tokens, heads, _ = query.q.shape
     rows, unit = query.longest * (heads // keys.heads), keys.unit(width, *query.strides)
     tile = _tile(rows, query, keys, width, unit)
-    tiles, folds = ceil_div(rows, tile.rows), tile.rows * width.value_block <= _FOLDED
-    plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), folds)
+    tiles, sums = ceil_div(rows, tile.rows), tile.rows * width.value_block
+    plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), sums)
     # One sequence more, for the padding, where there may be any.
     all_of_them = query.sequences + query.ragged
-    shares = all_of_them if plan.whole else query.sequences * plan.slots
+    shares = query.sequences * plan.slots if plan.shared else all_of_them
     told = rows, *numbers(query, keys, width, scores, k_scale, v_scale)
     # A page of a whole tile is a uniform register, of which so many products leave none.
-    pages = min(keys.pages(tile.keys), 3 if folds else 2)
+    pages = min(keys.pages(tile.keys), 3 if sums <= _FOLDED else 2)
     first = bound(
         attend_parts,
         like,
@@ -111,14 +121,14 @@ def attend_split(
         (query.sequences, tokens, heads, plan.slots, plan.chunks, *told),
         (
             *(scores.sign != 1, scores.cap > 0, pages, tile.split),
-            *(plan.whole and plan.chunks > 1, plan.whole),
+            *(plan.several, not plan.shared),
             *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
         ),
         tile.num_warps,
         tile.num_stages(paged=True),
     )
     empty = results(query.q, width.value_dim)
-    if plan.whole:
+    if not plan.shared:
         return _run((first,), empty, lambda: None)
     pieces, *merged, num_warps = _merged(rows, plan, width)
     second = bound(

@@ -19,8 +19,6 @@ from hal_triton.launch import launcher
 # Chunks of a sequence at most, and up to how many they are as short as may be.
 _CHUNKS = tl.constexpr(64)
 _SHORT = tl.constexpr(16)
-# Chunks that one program goes over at most, where it does not go over all.
-_RUN = tl.constexpr(16)
 # Chunks are multiples of a number of keys that holds whole tiles; long ones, and where the first
 # begins, of this.
 _STEP = tl.constexpr(128)
@@ -55,6 +53,17 @@ def folded(acc, peak, total, part, part_peak, part_total, scale):
     kept, added = tl.expand_dims(kept, -1), tl.expand_dims(added, -1)
     acc = tl.fma(acc, tl.broadcast_to(kept, acc.shape), part * added)
     return acc, top, total
+
+
+@triton.jit
+def keep(parts, every, at, inside, columns, acc, peak, total):
+    """Store the sums of a chunk, rows ``at`` of ``every``."""
+    peaks = parts + every * columns
+    tl.store(peaks + at, peak, inside)
+    tl.store(peaks + every + at, total, inside)
+    column = tl.arange(0, acc.shape[1])[None, :]
+    where = parts + at[:, None] * columns + column
+    tl.store(where, acc, inside[:, None] & (column < columns))
 
 
 @launcher
@@ -111,7 +120,7 @@ def attend_parts(
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
     SPLIT: tl.constexpr,
-    FOLDS: tl.constexpr,
+    SEVERAL: tl.constexpr,
     WHOLE: tl.constexpr,
     LEAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -126,9 +135,9 @@ def attend_parts(
     """Results, if WHOLE, or the sums of each chunk; slots programs share those of a sequence.
 
     parts: [sequences, kv_heads, chunks, rows, value_dim], then the peak of each row of it, then the
-    total of each; starts_q and q_rest may be None. WHOLE: results are written, with the padding as
-    the sequence behind the last one, of the only chunk or, if it FOLDS, of all of them. Without v,
-    values are the first part of keys.
+    total of each; starts_q and q_rest may be None. WHOLE: a program has all chunks, and results are
+    written, with the padding as the sequence behind the last one. SEVERAL: a program may have more
+    than one chunk. Without v, values are the first part of keys.
     """
     await_previous(PDL)
     # Heads of the same keys lie side by side in memory, and are read at about the same time.
@@ -148,7 +157,7 @@ def attend_parts(
     begin, end, unit = low, keys, 0
     if not WHOLE:
         here = (keys - low + chunk - 1) // chunk
-        run = tl.minimum((here + slots - 1) // slots, _RUN)
+        run = (here + slots - 1) // slots
         unit = slot * run
         begin = low + unit * chunk
         end = tl.minimum(begin + run * chunk, keys)
@@ -194,7 +203,7 @@ def attend_parts(
     total = tl.full((BLOCK_M,), 0.0, tl.float32)
     whole, whole_peak, whole_total = acc, peak, total
     per_head = chunks.to(tl.int64) * rows
-    every = sequences * kv_heads * per_head
+    every, base = sequences * kv_heads * per_head, (sequence * kv_heads + kv_head) * per_head
     for start in range(begin, end, BLOCK_N):
         acc, peak, total = seen(
             *(acc, peak, total, tile_q),
@@ -206,26 +215,24 @@ def attend_parts(
             *(sizes, of_k, of_v, shape),
             *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
-        if FOLDS or not WHOLE:
+        if SEVERAL:
             if start + BLOCK_N >= tl.minimum(low + (unit + 1) * chunk, end):
                 if WHOLE:
                     whole, whole_peak, whole_total = folded(
                         whole, whole_peak, whole_total, acc, peak, total, scale
                     )
                 else:
-                    at = (sequence * kv_heads + kv_head) * per_head + unit * rows + row
-                    peaks = parts + every * value_dim
-                    tl.store(peaks + at, peak, inside)
-                    tl.store(peaks + every + at, total, inside)
-                    column = tl.arange(0, BLOCK_V)[None, :]
-                    mask = inside[:, None] & (column < value_dim)
-                    tl.store(parts + at[:, None] * value_dim + column, acc, mask)
+                    at = base + unit * rows + row
+                    keep(parts, every, at, inside, value_dim, acc, peak, total)
                 acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
                 peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
                 total = tl.full((BLOCK_M,), 0.0, tl.float32)
                 unit += 1
-    if WHOLE:
-        if not FOLDS:
+    if not WHOLE:
+        if not SEVERAL:
+            keep(parts, every, base + unit * rows + row, inside, value_dim, acc, peak, total)
+    else:
+        if not SEVERAL:
             whole, whole_peak, whole_total = folded(
                 whole, whole_peak, whole_total, acc, peak, total, scale
             )
