@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.kernels.attention_parts import queries, seen
+from hal_triton.kernels.attention_parts import halved, queries, seen
 from hal_triton.kernels.attention_rows import blank, finish
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
@@ -195,6 +195,14 @@ def attend_parts(
             q_rest = q + first
         offset = place * rest_stride + head * rest_head
         tile_rest = queries(q_rest, offset, inside, rest, sign, SIGNED, REST)
+    factor = k_factor
+    if q.dtype.element_ty == tl.bfloat16 and k.dtype.element_ty.primitive_bitwidth == 8:
+        power, factor = halved(tile_q, tile_rest)
+        tile_q = (tile_q.to(tl.float32) * power).to(tl.float16)
+        if REST > 0:
+            tile_rest = (tile_rest.to(tl.float32) * power).to(tl.float16)
+        if k_factor is not None:
+            factor *= k_factor
     least = tl.maximum(keys - count - left, 0)
     lowest, highest = query + (keys - count) - left, query + (keys - count) + right
 
@@ -211,7 +219,7 @@ def attend_parts(
             k,
             v,
             *(table, start, lowest, highest, least, keys),
-            k_factor,
+            factor,
             *(sizes, of_k, of_v, shape),
             *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
         )
