@@ -83,7 +83,7 @@ def halved(q, q_rest):
     """What queries are multiplied with to be float16, and what undoes that, [M, 1]: powers of two.
 
     Keys and values of 8 bits become float16 in one instruction for two, and bfloat16 in four.
-    Queries lose nothing but what is less than 2**-32 of the largest of them.
+    Queries lose nothing but what is less than 2**-31 of the largest of them.
     """
     size = tl.max(tl.abs(q.to(tl.float32)), 1)
     if q_rest is not None:
@@ -92,6 +92,19 @@ def halved(q, q_rest):
     # The largest is from 2**14 on, below the 2**16 where float16 ends.
     factor = ((127 + 127 + 14 - exponent) << 23).to(tl.float32, bitcast=True)
     return factor, ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def as_loaded(x):
+    """Numbers of 16 bits, which threads have as they were loaded: those of a row side by side.
+
+    Products take values across rows. That is one instruction for many numbers of 16 bits in shared
+    memory, but one for each code of 8; and the compiler, which turns codes into numbers after that
+    if it can, does not do so across what it does not know.
+    """
+    return tl.inline_asm_elementwise(
+        *("mov.b32 $0, $1;", "=r,r", [x]), dtype=x.dtype, is_pure=False, pack=2
+    )
 
 
 @triton.jit
@@ -171,11 +184,12 @@ def seen(
     BLOCK_V: tl.constexpr,
     UNIT: tl.constexpr,
     FULL: tl.constexpr,
+    PTX: tl.constexpr = False,
 ):
     """The sums with a tile of keys; each row sees those from lowest to highest.
 
     No row sees keys below ``least``. Without v, values are the first part of keys. of_k and
-    of_v are strides of pages, slots and columns.
+    of_v are strides of pages, slots and columns. PTX: whether it is understood.
     """
     block_size, shift, first, rest, value_dim = sizes
     scale, cap, cap_scale = shape
@@ -211,4 +225,6 @@ def seen(
             of_v,
             *(MASKED, PAGES, BLOCK_V, UNIT, FULL),
         ).to(q.dtype)
+        if PTX and v.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.float16:
+            value = as_loaded(value)
     return add_keys(acc, peak, total, score, value, scale, SPLIT)

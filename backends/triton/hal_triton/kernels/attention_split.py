@@ -222,6 +222,7 @@ def attend_parts(
             factor,
             *(sizes, of_k, of_v, shape),
             *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
+            PDL,  # Devices that have it understand PTX.
         )
         if SEVERAL:
             if start + BLOCK_N >= tl.minimum(low + (unit + 1) * chunk, end):
