@@ -123,7 +123,7 @@ def tanh(x):
 
 @triton.jit
 def shaped(score, k_scales, cap, cap_scale, CAPPED: tl.constexpr):
-    """What becomes of a product of query and key before it is masked; k_scales is a number, or [M, 1]."""
+    """What a product of query and key is before it is masked; k_scales: a number or [M, 1]."""
     if k_scales is not None:
         score = score * k_scales
     if CAPPED:
