@@ -25,8 +25,8 @@ _BUSY = 200
 """Programs with which a large device is as good as full, and need not be more."""
 _FILLED = 528
 """Programs to make of fewer: 4 for each of 132 processors, which hold 2 of them at once."""
-_LONG = 32
-"""Chunks beyond which a sequence has 4 programs nevertheless: all others may be short."""
+_LONG = 8192
+"""Keys beyond which a sequence has 4 programs nevertheless: all others may be short."""
 _FOLDED = 8192
 """Elements of sums that registers hold beside those of a chunk, and shared memory beside keys."""
 _ROOMY = 208 << 10
@@ -90,7 +90,7 @@ def _plan(sequences: int, programs: int, span: int, sums: int) -> _Plan:
         return _Plan(least, chunks, chunks)
     programs *= sequences
     slots = 1 if programs == 0 or programs >= _BUSY else ceil_div(_FILLED, programs)
-    return _Plan(least, chunks, min(chunks, max(slots, 4 if chunks > _LONG else 1)))
+    return _Plan(least, chunks, min(chunks, max(slots, 4 if span > _LONG else 1)))
 
 
 def attend_split(
