@@ -39,7 +39,9 @@ def _tile(rows: int, query: Query, keys: Keys, width: Width, unit: int) -> Tile:
     if rows >= 64 and keys.v is None and width.value_block == 512 and size == 2 and room >= _ROOMY:
         # So many rows of latents are a matter of products.
         tile = Tile(64, 32, 8, 2, split=False)
-    return tile.fitted(size * width.columns, size * keys.columns(width), room)
+    # Products of 64 rows read keys from there, which holds sums on their way to memory besides.
+    stored = 4 * width.value_block if tile.rows >= 64 and width.value_block <= 128 else 0
+    return tile.fitted(size * width.columns + stored, size * keys.columns(width), room)
 
 
 def _largest(rows: int, width: Width, itemsize: int, unit: int) -> Tile:
