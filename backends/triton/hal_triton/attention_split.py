@@ -1,4 +1,4 @@
-"""Attention of few queries to many keys, in two launches: sums of parts, then of all."""
+"""Attention of few queries to many keys, in one launch, or in two: sums of chunks, then of all."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ __all__ = ["attend_split"]
 
 _CHUNKS, _SHORT, _STEP = 64, 16, 128
 """As in the kernels."""
-_MERGED = 2048
-"""Elements of a program's sums when they are merged."""
-_BUSY = 240
-"""Programs with which a large device is as good as full."""
+_MERGED = 512
+"""Elements of a program's sums when they are merged: 4 of each thread, of many chunks."""
+_BUSY = 200
+"""Programs with which a large device is as good as full, and need not be more."""
+_FILLED = 528
+"""Programs to make of fewer: 4 for each of 132 processors, which hold 2 of them at once."""
+_LONG = 8192
+"""Keys beyond which a sequence has 4 programs nevertheless: all others may be short."""
 _FOLDED = 8192
-"""Elements of the sums of a group that registers hold beside those of a chunk."""
+"""Elements of sums that registers hold beside those of a chunk, and shared memory beside keys."""
 _ROOMY = 208 << 10
 """Bytes of shared memory in which the sums of 64 rows of latents turn into what is stored."""
-_MOST = 1056
-"""Programs beyond which more of them gain nothing: 8 for each of 132 processors."""
 
 
 def _tile(rows: int, query: Query, keys: Keys, width: Width, unit: int) -> Tile:
@@ -37,7 +39,9 @@ def _tile(rows: int, query: Query, keys: Keys, width: Width, unit: int) -> Tile:
     if rows >= 64 and keys.v is None and width.value_block == 512 and size == 2 and room >= _ROOMY:
         # So many rows of latents are a matter of products.
         tile = Tile(64, 32, 8, 2, split=False)
-    return tile.fitted(size * width.columns, size * keys.columns(width), room)
+    # Products of 64 rows read keys from there, which holds sums on their way to memory besides.
+    stored = 4 * width.value_block if tile.rows >= 64 and width.value_block <= 128 else 0
+    return tile.fitted(size * width.columns + stored, size * keys.columns(width), room)
 
 
 def _largest(rows: int, width: Width, itemsize: int, unit: int) -> Tile:
@@ -56,34 +60,39 @@ class _Plan(NamedTuple):
 
     chunk: int
     """Keys of a chunk at least: a power of two that holds whole tiles."""
+    chunks: int
+    """Those of a sequence at most."""
     slots: int
-    units: int
-    per_unit: int
-    per_group: int
-    groups: int
+    """Programs that share them."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether sums of chunks are stored."""
+        return self.slots > 1
+
+    @property
+    def several(self) -> bool:
+        """Whether a program may have more than one."""
+        return self.slots < self.chunks
 
 
-def _plan(sequences: int, programs: int, span: int, folds: bool) -> _Plan:
-    """Units of a group or of a chunk, and how many programs go over those of a sequence.
+def _plan(sequences: int, programs: int, span: int, sums: int) -> _Plan:
+    """Chunks, which depend on no other sequence, and the programs that share them.
 
     Args:
         sequences: How many there are.
         programs: Those of a sequence if its keys were not shared.
         span: No sequence has more keys that count.
-        folds: Whether a program may go over a group.
+        sums: Elements of the sums of a program.
     """
-    # Where a sequence has few programs, it has more chunks; where they are not folded, all are
-    # written and read again.
-    least, group = (64, 8) if folds and programs <= 2 else (128 if folds else 256, 4)
-    programs *= sequences
-    if programs == 0:
-        return _Plan(least, 1, 1, 1, 1, 1)
+    # Where a sequence has few programs, it has more chunks; but sums are written and read again.
+    least = 512 if sums > _FOLDED else 128 if programs > 2 or sums > _FOLDED // 2 else 64
     chunks = max(min(ceil_div(span, least), _SHORT), min(ceil_div(span, 2 * least), _CHUNKS), 1)
-    groups = ceil_div(chunks, group)
-    whole = folds and chunks > 1 and programs * groups >= _BUSY
-    units = groups if whole else chunks
-    slots = min(units, ceil_div(_MOST, programs))
-    return _Plan(least, slots, units, group if whole else 1, 1 if whole else group, groups)
+    if sums > _FOLDED:
+        return _Plan(least, chunks, chunks)
+    programs *= sequences
+    slots = 1 if programs == 0 or programs >= _BUSY else ceil_div(_FILLED, programs)
+    return _Plan(least, chunks, min(chunks, max(slots, 4 if span > _LONG else 1)))
 
 
 def attend_split(
@@ -99,39 +108,40 @@ def attend_split(
     tokens, heads, _ = query.q.shape
     rows, unit = query.longest * (heads // keys.heads), keys.unit(width, *query.strides)
     tile = _tile(rows, query, keys, width, unit)
-    tiles, folds = ceil_div(rows, tile.rows), tile.rows * width.value_block <= _FOLDED
-    plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), folds)
-    whole = plan.units == 1
+    tiles, sums = ceil_div(rows, tile.rows), tile.rows * width.value_block
+    plan = _plan(query.sequences, keys.heads * tiles, _span(query, keys, scores), sums)
     # One sequence more, for the padding, where there may be any.
     all_of_them = query.sequences + query.ragged
+    shares = query.sequences * plan.slots if plan.shared else all_of_them
     told = rows, *numbers(query, keys, width, scores, k_scale, v_scale)
     # A page of a whole tile is a uniform register, of which so many products leave none.
-    pages = min(keys.pages(tile.keys), 3 if folds else 2)
+    pages = min(keys.pages(tile.keys), 3 if sums <= _FOLDED else 2)
     first = bound(
         attend_parts,
         like,
-        ((all_of_them if whole else query.sequences * plan.slots) * keys.heads, max(tiles, 1), 1),
-        (query.sequences, tokens, heads, plan.slots, plan.units, plan.per_unit, *told),
+        (shares * keys.heads, max(tiles, 1), 1),
+        (query.sequences, tokens, heads, plan.slots, plan.chunks, *told),
         (
-            *(scores.sign != 1, scores.cap > 0, pages, tile.split, plan.per_unit > 1, whole),
+            *(scores.sign != 1, scores.cap > 0, pages, tile.split),
+            *(plan.several, not plan.shared),
             *(plan.chunk, tile.rows, tile.keys, *width[3:], unit, width.full),
         ),
         tile.num_warps,
         tile.num_stages(paged=True),
     )
     empty = results(query.q, width.value_dim)
-    if whole:
+    if not plan.shared:
         return _run((first,), empty, lambda: None)
     pieces, *merged, num_warps = _merged(rows, plan, width)
     second = bound(
         merge_parts,
         like,
         (all_of_them * pieces, keys.heads, 1),
-        (query.sequences, pieces, tokens, heads, *plan[2:5], *told),
+        (query.sequences, pieces, tokens, heads, plan.chunks, *told),
         (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
         num_warps,
     )
-    count = query.sequences * keys.heads * plan.units * rows
+    count = query.sequences * keys.heads * plan.chunks * rows
     return _run((first, second), empty, floats((count * (width.value_dim + 2),), query.q))
 
 
@@ -151,11 +161,10 @@ def _run(
 
 
 def _merged(rows: int, plan: _Plan, width: Width) -> tuple[int, int, int, int]:
-    """Programs for the rows of a sequence, the rows and groups of each, and its warps."""
-    groups = 1 if plan.groups == 1 else _CHUNKS // 4
-    sums = groups * width.value_block
-    several = max(1, min(next_power_of_2(rows), _MERGED // sums))
-    return max(ceil_div(rows, several), 1), several, groups, 4 if sums <= _MERGED else 8
+    """Programs for the rows of a sequence, the rows and chunks at once of each, and its warps."""
+    several = max(min(next_power_of_2(rows), _MERGED // width.value_block), 1)
+    ahead = 4 if plan.chunks <= 4 else 16
+    return max(ceil_div(rows, several), 1), several, ahead, 4
 
 
 def _span(query: Query, keys: Keys, scores: Scores) -> int:

@@ -1,4 +1,4 @@
-"""The second launch of attention that programs share: results from the sums of all parts."""
+"""The second launch of attention that programs share: results from the sums of all chunks."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def merge_parts(
     blocks: tl.int32,
     tokens: tl.int32,
     heads: tl.int32,
-    units: tl.int32,
-    per_unit: tl.int32,
-    per_group: tl.int32,
+    chunks: tl.int32,
     rows: tl.int32,
     most: tl.int32,
     group: tl.int32,
@@ -66,14 +64,14 @@ def merge_parts(
     PAGES: tl.constexpr,
     LEAST: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
     REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
     UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Results of some rows from the sums of all units, per_group of which make a group.
+    """Results of some rows from the sums of all chunks, AHEAD of which are read at once.
 
     The sequence behind the last one is the padding.
     """
@@ -94,31 +92,26 @@ def merge_parts(
     token, count, keys, low, chunk = extent(starts_q, seq_lens, sequence, most, left, LEAST)
     if block * ROWS >= count * group:
         return
-    span = per_unit * chunk
-    here = (keys - low + span - 1) // span
+    here = (keys - low + chunk - 1) // chunk
     row = block * ROWS + tl.arange(0, ROWS)
     inside = row < count * group
     column = tl.arange(0, BLOCK_V)
-    acc = tl.full((ROWS, GROUPS, BLOCK_V), 0.0, tl.float32)
-    peak = tl.full((ROWS, GROUPS), float("-inf"), tl.float32)
-    total = tl.full((ROWS, GROUPS), 0.0, tl.float32)
-    per_head = units.to(tl.int64) * rows
+    acc = tl.full((ROWS, BLOCK_V), 0.0, tl.float32)
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.full((ROWS,), 0.0, tl.float32)
+    per_head = chunks.to(tl.int64) * rows
     every = sequences * tl.num_programs(1) * per_head
-    base = (sequence * tl.num_programs(1) + kv_head) * per_head
+    at = (sequence * tl.num_programs(1) + kv_head) * per_head + row
     peaks = parts + every * value_dim
-    for i in range(tl.minimum(per_group, here)):
-        unit = tl.arange(0, GROUPS)[None, :] * per_group + i
-        mask = inside[:, None] & (unit < here)
-        at = base + unit * rows + row[:, None]
-        part_peak = tl.load(peaks + at, mask, float("-inf"))
-        part_total = tl.load(peaks + every + at, mask, 0.0)
-        where = parts + at[:, :, None] * value_dim + column[None, None, :]
-        part = tl.load(where, mask[:, :, None] & (column < value_dim)[None, None, :], 0.0)
-        acc, peak, total = folded(acc, peak, total, part, part_peak, part_total, scale)
-    top = tl.max(peak, 1)
-    weight = tl.exp2((peak - tl.where(top == float("-inf"), 0.0, top)[:, None]) * scale)
-    total = tl.sum(total * weight, 1)
-    acc = tl.sum(acc * weight[:, :, None], 1)
+    for begin in range(0, here, AHEAD):
+        for i in tl.static_range(AHEAD):
+            real = row < tl.where(begin + i < here, count * group, 0)
+            part_peak = tl.load(peaks + at, real, float("-inf"))
+            part_total = tl.load(peaks + every + at, real, 0.0)
+            where = parts + at[:, None] * value_dim + column[None, :]
+            part = tl.load(where, real[:, None] & (column < value_dim)[None, :], 0.0)
+            acc, peak, total = folded(acc, peak, total, part, part_peak, part_total, scale)
+            at += rows
 
     k += kv_head * k_head
     if v is not None:
@@ -133,7 +126,7 @@ def merge_parts(
     if v_scales is not None:
         v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
     finish(
-        *(out, lse, acc, top, total, inside, token),
+        *(out, lse, acc, peak, total, inside, token),
         *(row // group, kv_head * group + row % group, heads),
         sinks,
         *(v_factor, q),

@@ -79,6 +79,35 @@ def queries(x, offset, inside, columns, sign, SIGNED: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
+def halved(q, q_rest):
+    """What queries are multiplied with to be float16, and what undoes that, [M, 1]: powers of two.
+
+    Keys and values of 8 bits become float16 in one instruction for two, and bfloat16 in four.
+    Queries lose nothing but what is less than 2**-31 of the largest of them.
+    """
+    size = tl.max(tl.abs(q.to(tl.float32)), 1)
+    if q_rest is not None:
+        size = tl.maximum(size, tl.max(tl.abs(q_rest.to(tl.float32)), 1))
+    exponent = tl.maximum(size.to(tl.int32, bitcast=True) >> 23, 15)[:, None]
+    # The largest is from 2**14 on, below the 2**16 where float16 ends.
+    factor = ((127 + 127 + 14 - exponent) << 23).to(tl.float32, bitcast=True)
+    return factor, ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def as_loaded(x):
+    """Numbers of 16 bits, which threads have as they were loaded: those of a row side by side.
+
+    Products take values across rows. That is one instruction for many numbers of 16 bits in shared
+    memory, but one for each code of 8; and the compiler, which turns codes into numbers after that
+    if it can, does not do so across what it does not know.
+    """
+    return tl.inline_asm_elementwise(
+        *("mov.b32 $0, $1;", "=r,r", [x]), dtype=x.dtype, is_pure=False, pack=2
+    )
+
+
+@triton.jit
 def tanh(x):
     """Within 2 units in the last place: a polynomial (Cephes, tanhf) where 1 - 2 / ... cancels."""
     square = x * x
@@ -94,7 +123,7 @@ def tanh(x):
 
 @triton.jit
 def shaped(score, k_scales, cap, cap_scale, CAPPED: tl.constexpr):
-    """What becomes of a product of query and key before it is masked; k_scales is a number."""
+    """What a product of query and key is before it is masked; k_scales: a number or [M, 1]."""
     if k_scales is not None:
         score = score * k_scales
     if CAPPED:
@@ -155,11 +184,12 @@ def seen(
     BLOCK_V: tl.constexpr,
     UNIT: tl.constexpr,
     FULL: tl.constexpr,
+    PTX: tl.constexpr = False,
 ):
     """The sums with a tile of keys; each row sees those from lowest to highest.
 
     No row sees keys below ``least``. Without v, values are the first part of keys. of_k and
-    of_v are strides of pages, slots and columns.
+    of_v are strides of pages, slots and columns. PTX: whether it is understood.
     """
     block_size, shift, first, rest, value_dim = sizes
     scale, cap, cap_scale = shape
@@ -195,4 +225,6 @@ def seen(
             of_v,
             *(MASKED, PAGES, BLOCK_V, UNIT, FULL),
         ).to(q.dtype)
+        if PTX and v.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.float16:
+            value = as_loaded(value)
     return add_keys(acc, peak, total, score, value, scale, SPLIT)

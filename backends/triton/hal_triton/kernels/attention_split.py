@@ -1,9 +1,9 @@
 """Attention of few queries to many keys: programs share the keys of a sequence.
 
 The rows of a sequence are its queries times the query heads that share a head of the keys. Its keys
-lie in chunks, some of them in a group; how, its own lengths say alone. Sums of a chunk start anew
-and are folded into those of its group, by the same arithmetic in a program that goes over a whole
-group as where each chunk has its own: so the number of programs leaves no trace in the results.
+lie in chunks; how, its own lengths say alone. Sums of a chunk start anew and are folded into those
+of all chunks before it, by the same arithmetic in a program that goes over all of them as where
+others have stored theirs: so the number of programs leaves no trace in the results.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hal_triton.kernels.attention_parts import queries, seen
+from hal_triton.kernels.attention_parts import halved, queries, seen
 from hal_triton.kernels.attention_rows import blank, finish
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
@@ -55,6 +55,17 @@ def folded(acc, peak, total, part, part_peak, part_total, scale):
     return acc, top, total
 
 
+@triton.jit
+def keep(parts, every, at, inside, columns, acc, peak, total):
+    """Store the sums of a chunk, rows ``at`` of ``every``."""
+    peaks = parts + every * columns
+    tl.store(peaks + at, peak, inside)
+    tl.store(peaks + every + at, total, inside)
+    column = tl.arange(0, acc.shape[1])[None, :]
+    where = parts + at[:, None] * columns + column
+    tl.store(where, acc, inside[:, None] & (column < columns))
+
+
 @launcher
 def attend_parts(
     out,
@@ -74,8 +85,7 @@ def attend_parts(
     tokens: tl.int32,
     heads: tl.int32,
     slots: tl.int32,
-    units: tl.int32,
-    per_unit: tl.int32,
+    chunks: tl.int32,
     rows: tl.int32,
     most: tl.int32,
     group: tl.int32,
@@ -110,7 +120,7 @@ def attend_parts(
     CAPPED: tl.constexpr,
     PAGES: tl.constexpr,
     SPLIT: tl.constexpr,
-    FOLDS: tl.constexpr,
+    SEVERAL: tl.constexpr,
     WHOLE: tl.constexpr,
     LEAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -122,12 +132,12 @@ def attend_parts(
     FULL: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Sums for units of per_unit chunks; a program has every slots-th of its sequence.
+    """Results, if WHOLE, or the sums of each chunk; slots programs share those of a sequence.
 
-    parts: [sequences, kv_heads, units, rows, value_dim], then the peak of each row of it, then the
-    total of each; starts_q and q_rest may be None. WHOLE: there is but one unit, and results
-    are written, with the padding as the sequence behind the last one. Without v, values are the
-    first part of keys.
+    parts: [sequences, kv_heads, chunks, rows, value_dim], then the peak of each row of it, then the
+    total of each; starts_q and q_rest may be None. WHOLE: a program has all chunks, and results are
+    written, with the padding as the sequence behind the last one. SEVERAL: a program may have more
+    than one chunk. Without v, values are the first part of keys.
     """
     await_previous(PDL)
     # Heads of the same keys lie side by side in memory, and are read at about the same time.
@@ -144,12 +154,17 @@ def attend_parts(
             )
             return
     token, count, keys, low, chunk = extent(starts_q, seq_lens, sequence, most, left, LEAST)
-    span = per_unit * chunk
-    here = (keys - low + span - 1) // span
-    if WHOLE:
-        here = 1
+    begin, end, unit = low, keys, 0
+    if not WHOLE:
+        here = (keys - low + chunk - 1) // chunk
+        run = (here + slots - 1) // slots
+        unit = slot * run
+        begin = low + unit * chunk
+        end = tl.minimum(begin + run * chunk, keys)
+        if begin >= end:
+            return
     limit = tl.minimum(count * group, rows)
-    if (slot >= here) | (tl.program_id(1) * BLOCK_M >= limit):
+    if tl.program_id(1) * BLOCK_M >= limit:
         return
     HINT: tl.constexpr = UNIT if UNIT > 0 else 1
     first = first // HINT * HINT
@@ -180,60 +195,67 @@ def attend_parts(
             q_rest = q + first
         offset = place * rest_stride + head * rest_head
         tile_rest = queries(q_rest, offset, inside, rest, sign, SIGNED, REST)
+    factor = k_factor
+    if q.dtype.element_ty == tl.bfloat16 and k.dtype.element_ty.primitive_bitwidth == 8:
+        power, factor = halved(tile_q, tile_rest)
+        tile_q = (tile_q.to(tl.float32) * power).to(tl.float16)
+        if REST > 0:
+            tile_rest = (tile_rest.to(tl.float32) * power).to(tl.float16)
+        if k_factor is not None:
+            factor *= k_factor
     least = tl.maximum(keys - count - left, 0)
     lowest, highest = query + (keys - count) - left, query + (keys - count) + right
 
-    for unit in range(slot, here, slots):
-        begin = low + unit * span
-        end = tl.minimum(begin + span, keys)
-        acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
-        peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        total = tl.full((BLOCK_M,), 0.0, tl.float32)
-        if FOLDS:
-            whole, whole_peak, whole_total = acc, peak, total
-        for start in range(begin, end, BLOCK_N):
-            acc, peak, total = seen(
-                *(acc, peak, total, tile_q),
-                tile_rest,
-                k,
-                v,
-                *(table, start, lowest, highest, least, keys),
-                k_factor,
-                *(sizes, of_k, of_v, shape),
-                *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
-            )
-            if FOLDS:
-                if (start + BLOCK_N - begin) % chunk == 0:
+    acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.full((BLOCK_M,), 0.0, tl.float32)
+    whole, whole_peak, whole_total = acc, peak, total
+    per_head = chunks.to(tl.int64) * rows
+    every, base = sequences * kv_heads * per_head, (sequence * kv_heads + kv_head) * per_head
+    for start in range(begin, end, BLOCK_N):
+        acc, peak, total = seen(
+            *(acc, peak, total, tile_q),
+            tile_rest,
+            k,
+            v,
+            *(table, start, lowest, highest, least, keys),
+            factor,
+            *(sizes, of_k, of_v, shape),
+            *(True, CAPPED, PAGES, SPLIT, BLOCK_N, BLOCK_D, REST, BLOCK_V, UNIT, FULL),
+            PDL,  # Devices that have it understand PTX.
+        )
+        if SEVERAL:
+            if start + BLOCK_N >= tl.minimum(low + (unit + 1) * chunk, end):
+                if WHOLE:
                     whole, whole_peak, whole_total = folded(
                         whole, whole_peak, whole_total, acc, peak, total, scale
                     )
-                    acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
-                    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-                    total = tl.full((BLOCK_M,), 0.0, tl.float32)
-        if FOLDS:
-            acc, peak, total = folded(whole, whole_peak, whole_total, acc, peak, total, scale)
-        if WHOLE:
-            if v_scales is not None:
-                v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
-            finish(
-                *(out, lse, acc, peak, total, inside, token, query, head, heads),
-                sinks,
-                *(v_factor, q),
-                q_rest,
-                k,
-                v,
-                table,
-                k_factor,
-                *(keys, count, left, right, sizes, of_q, of_rest, of_k, of_v),
-                *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+                else:
+                    at = base + unit * rows + row
+                    keep(parts, every, at, inside, value_dim, acc, peak, total)
+                acc = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
+                peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+                total = tl.full((BLOCK_M,), 0.0, tl.float32)
+                unit += 1
+    if not WHOLE:
+        if not SEVERAL:
+            keep(parts, every, base + unit * rows + row, inside, value_dim, acc, peak, total)
+    else:
+        if not SEVERAL:
+            whole, whole_peak, whole_total = folded(
+                whole, whole_peak, whole_total, acc, peak, total, scale
             )
-        else:
-            per_head = units.to(tl.int64) * rows
-            every = sequences * kv_heads * per_head
-            at = (sequence * kv_heads + kv_head) * per_head + unit * rows + row
-            peaks = parts + every * value_dim
-            tl.store(peaks + at, peak, inside)
-            tl.store(peaks + every + at, total, inside)
-            column = tl.arange(0, BLOCK_V)[None, :]
-            mask = inside[:, None] & (column < value_dim)
-            tl.store(parts + at[:, None] * value_dim + column, acc, mask)
+        if v_scales is not None:
+            v_factor = tl.load(v_scales + kv_head * v_scale_stride).to(tl.float32)
+        finish(
+            *(out, lse, whole, whole_peak, whole_total, inside, token, query, head, heads),
+            sinks,
+            *(v_factor, q),
+            q_rest,
+            k,
+            v,
+            table,
+            k_factor,
+            *(keys, count, left, right, sizes, of_q, of_rest, of_k, of_v),
+            *(sign, shape, CAPPED, PAGES, BLOCK_M, BLOCK_D, REST, BLOCK_V, UNIT),
+        )
