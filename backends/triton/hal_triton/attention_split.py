@@ -119,7 +119,8 @@ def attend_split(
     first = bound(
         attend_parts,
         like,
-        (shares * keys.heads, max(tiles, 1), 1),
+        # Without heads of queries there is nothing to write, nor to tell those of keys apart by.
+        (shares * keys.heads if heads else 0, max(tiles, 1), 1),
         (query.sequences, tokens, heads, plan.slots, plan.chunks, *told),
         (
             *(scores.sign != 1, scores.cap > 0, pages, tile.split),
