@@ -44,7 +44,7 @@ def _turned(
     a = tl.load(x + one, mask, 0.0).to(tl.float32)
     b = tl.load(x + other, mask, 0.0).to(tl.float32)
     if weight is not None:
-        squares = tl.sum(a * a, 2) + tl.sum(b * b, 2)
+        squares = tl.sum(tl.fma(a, a, b * b), 2)
     if REST > 0:
         column = 2 * half + tl.arange(0, REST)[None, None, :]
         inside = here & (column < head_dim)
@@ -62,8 +62,9 @@ def _turned(
             tl.store(out + column, (rest.to(tl.float32) * scale * by).to(kind), inside)
     elif COPIES and REST > 0:
         tl.store(out + column, rest, inside)
-    tl.store(out + one, (a * cos - b * sin).to(kind), mask)
-    tl.store(out + other, (b * cos + a * sin).to(kind), mask)
+    # Spelled, so that no compiler chooses which product is not rounded, by the tile or alignment.
+    tl.store(out + one, tl.fma(-b, sin, a * cos).to(kind), mask)
+    tl.store(out + other, tl.fma(a, sin, b * cos).to(kind), mask)
 
 
 @launcher
