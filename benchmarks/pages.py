@@ -45,6 +45,11 @@ def versions(machine: Mapping[str, str]) -> str:
     return ", ".join([machine.get("name", "unknown device"), *found, f"hal {machine['hal']}"])
 
 
+def without_folders(command: str) -> str:
+    """A command in which files of one machine have their names alone."""
+    return " ".join(word.rpartition("/")[2] if word[0] == "/" else word for word in command.split())
+
+
 def remarks(rows: Sequence[Data]) -> Iterator[str]:
     """What is to be known of providers, once each."""
     notes = {name: note for row in rows for name, note in row["notes"].items()}
@@ -68,7 +73,7 @@ def page(family: str, rows: Sequence[Data], run: Mapping[str, Any]) -> str:
     parts = [
         f"# {title(family)}",
         f"{versions(run['machine'])}.",
-        f"    python benchmarks/run.py {run['command']}",
+        f"    python benchmarks/run.py {without_folders(run['command'])}",
         f"![{title(family)}: times of other libraries over that of hal]({slug(family)}.png)",
         table(HEAD, totals(rows)),
         *(f"## `{op}`\n\n{table(*lines(each))}" for op, each in by_op(rows).items()),
@@ -108,7 +113,7 @@ def models_page(run: Mapping[str, Any]) -> str:
         f"{run['layers']} layers, random weights, bfloat16. Microseconds of a step from the host's "
         "sight, and the relative error of its logits against float32."
     )
-    command = f"    python benchmarks/models.py {run['command']}"
+    command = f"    python benchmarks/models.py {without_folders(run['command'])}"
     return "\n\n".join(["# Models", about, command, table(head, found), *reasons]) + "\n"
 
 
@@ -122,6 +127,6 @@ def index(
         for line in totals(rows)
     ]
     machines = dict.fromkeys(versions(run["machine"]) for _, run in families.values())
-    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(map(slug, (*families, *more))) + "\n```"
+    others = [f"- [{name.capitalize()}]({name}.md)" for name in more]
     parts = ["# Performance", "; ".join(machines) + ".", READING.strip()]
-    return "\n\n".join([*parts, table(("family", *HEAD), found), tree]) + "\n"
+    return "\n\n".join([*parts, table(("family", *HEAD), found), *others]) + "\n"
