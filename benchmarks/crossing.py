@@ -18,7 +18,7 @@ import torch
 
 import hal
 from hal_cuda import crossing
-from timing import Graph, copies, in_turn
+from timing import Graph, copies, in_turn, require_cuda
 
 COLD = 180 * 2**20
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
@@ -128,6 +128,7 @@ def line(op: str, shape: str, rows: int, make: Make) -> None:
 
 
 def main() -> None:
+    require_cuda()
     wanted = sys.argv[1:]
     device = hal.device("cuda")
     every = set(crossing.LIBRARIES) - {"flash"}

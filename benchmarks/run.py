@@ -37,6 +37,7 @@ from hal.testing.run import answer
 from measure import AUTO, Row, measured, release
 from peers import peers
 from summary import HEAD, by_op, lines, totals
+from timing import require_cuda
 
 CHECKS = ("numerics", "random")
 DEVICE = torch.device("cuda")
@@ -175,6 +176,7 @@ def main(
     ] = 60,
 ) -> None:
     """Print tables for each family, and write the figures after each."""
+    require_cuda()
     for path in library or ():
         torch.ops.load_library(str(path))
     # A file has room for every column.

@@ -45,6 +45,12 @@ def elapsed(call: Call) -> float:
     return start.elapsed_time(end) * 1e3
 
 
+def require_cuda() -> None:
+    """End with a word on what is missing, where there is no device to time."""
+    if not torch.cuda.is_available():
+        raise SystemExit("what is timed runs on a CUDA device, and torch finds none here")
+
+
 class Graph:
     """Calls captured into one graph, so that the host's part is not timed.
 

@@ -38,7 +38,7 @@ from hal_triton import configurations
 from judges import LIMIT
 from measure import by_hal, release, size
 from run import machine
-from timing import Graph, copies, in_turn
+from timing import Graph, copies, in_turn, require_cuda
 
 Config = tuple[int, ...]
 Key = tuple[str, str]
@@ -201,6 +201,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes that compile.")] = 8,
 ) -> None:
     """Time all candidates on this device and write the table of its architecture."""
+    require_cuda()
     names = name or list(TUNABLE)
     spawn = multiprocessing.get_context("spawn")
     shares = [spawn.Process(target=compile_share, args=(names, i, jobs)) for i in range(jobs)]

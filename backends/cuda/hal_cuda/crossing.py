@@ -12,8 +12,10 @@ import hal
 __all__ = ["LIBRARIES", "ROWS", "portable", "product_wins", "wins"]
 
 ROWS: Mapping[int, Mapping[str, int]] = {
-    # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, cuDNN 9.19: benchmarks/crossing.py, where
-    # n and k are 2304 to 28672 and heads have 64 or 128 columns.
+    # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, cuDNN 9.19. Those of linear and cudnn are of
+    # benchmarks/crossing.py, where n and k are 2304 to 28672 and heads have 64 or 128 columns; that
+    # of cudnn when lengths were rounded up to 1024. Those of 8 bits are of benchmarks/run.py
+    # --family matmul, at 1, 16, 64, 256 and 4096 rows: 96 lies between two of them.
     90: {
         "block_scaled_mm": 96,
         "large block_scaled_mm": 16,
