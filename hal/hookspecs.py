@@ -24,6 +24,8 @@ from hal.op import OPS, Kernel, Op
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hal.testing.simulated import Face
+
 __all__ = ["API", "Backend", "Hook", "hookimpl", "implemented", "op_hooks"]
 
 API = 1
@@ -100,6 +102,16 @@ def hal_late_copy(device: Device) -> Callable[[Tensor, Tensor], None] | None:
     """For ``hal check``: what copies bytes, and lets the next kernel start long before.
 
     It takes where to and where from, vectors of uint8 on ``device``. Who claims PDL gives one.
+    """
+    ...
+
+
+@hookspec
+def hal_simulated(card: str | None) -> Face | None:
+    """For ``hal.testing.simulated``: what a device of this backend looks like.
+
+    It takes the name of a card, of which None is the usual one; the reason is raised where there is
+    no such card.
     """
     ...
 

@@ -147,7 +147,11 @@ def loopback(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 # What the other backends of hal have for a host.
-OTHERS = {"cuda": "serves cuda only", "triton": "offers no kernel here"}
+OTHERS = {
+    "cuda": "serves cuda only",
+    "musa": "serves musa only",
+    "triton": "offers no kernel here",
+}
 
 
 def test_chosen_before_what_hal_ships(plain: dict[str, Any]) -> None:
@@ -235,9 +239,9 @@ def test_its_capability_stands_without_the_reference(beside: list[Path]) -> None
 
 def test_gone(alone: Path) -> None:
     answer = said([alone])
-    assert [each["name"] for each in answer["backends"]] == ["cuda", "native", "triton"]
+    assert [each["name"] for each in answer["backends"]] == ["cuda", "musa", "native", "triton"]
     assert answer["norm"] == {**OTHERS, "native:torch": "reference", "chosen": "native:torch"}
-    assert answer["unknown"] == "there is no backend 'loopback'; found cuda, native, triton"
+    assert answer["unknown"] == "there is no backend 'loopback'; found cuda, musa, native, triton"
 
 
 @pytest.mark.long

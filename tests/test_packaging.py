@@ -49,7 +49,7 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheel: dict[str, str]) -> N
     packages = {name for name in wheel if not name.startswith(f"{info}/")}
     backends = [path for path in (ROOT / "backends").glob("*/*") if path.is_dir()]
     assert packages == sources(ROOT / "hal").union(*map(sources, [ROOT / "hal_pytest", *backends]))
-    ours = {"hal", "hal_cuda", "hal_native", "hal_pytest", "hal_triton"}
+    ours = {"hal", "hal_cuda", "hal_musa", "hal_native", "hal_pytest", "hal_triton"}
     assert {name.partition("/")[0] for name in wheel} == {*ours, info}
     assert {"hal/py.typed", "hal/ops/__init__.pyi", "hal_native/py.typed"} <= packages
     assert f"{info}/licenses/LICENSE" in wheel
@@ -67,7 +67,8 @@ def test_metadata(wheel: dict[str, str]) -> None:
     assert [line.partition(">")[0] for line in required] == names
     entries = wheel[f"{info}/entry_points.txt"]
     assert "[console_scripts]\nhal = hal.cli:main\n" in entries
-    assert "[hal.backends]\ncuda = hal_cuda\nnative = hal_native\ntriton = hal_triton\n" in entries
+    backends = "".join(f"{name} = hal_{name}\n" for name in ("cuda", "musa", "native", "triton"))
+    assert f"[hal.backends]\n{backends}" in entries
 
 
 def test_the_sdist_has_what_it_takes_to_build_and_test(built: Path) -> None:

@@ -24,7 +24,7 @@ def good(x):
 """
 
 
-OURS = dict.fromkeys(("cuda", "native", "triton"), "loaded")
+OURS = dict.fromkeys(("cuda", "musa", "native", "triton"), "loaded")
 """The state of each backend that comes with hal."""
 
 

@@ -1,0 +1,20 @@
+"""What is particular to Moore Threads' devices: facts, capabilities, and their libraries' kernels.
+
+Nothing here has run on such a device: it was tried on a simulated one.
+"""
+
+from __future__ import annotations
+
+from hal import Backend, Device, hookimpl
+
+backend = Backend(api=1, torch=">=2.7", devices=("musa",))
+
+
+@hookimpl
+def hal_devices() -> list[Device] | str:
+    """The devices of a torch that is built for MUSA."""
+    import torch
+
+    if getattr(torch.version, "musa", None) is None:
+        return "this torch is built without MUSA"
+    return "no device of Moore Threads' is known yet"
