@@ -26,7 +26,7 @@ _BUSY = 200
 _FILLED = 264
 """Programs to make of fewer, at most: 2 for each of 132 processors, which hold no more at once."""
 _EVEN = 4
-"""Programs that share a sequence at least, as others may be shorter: a tenth slower where none is."""
+"""Programs that share a sequence at least, as others may be shorter; a tenth slower if none is."""
 _LONG = 8192
 """Keys beyond which a sequence has 4 programs nevertheless: all others may be short."""
 _FOLDED = 8192
