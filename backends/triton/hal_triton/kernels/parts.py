@@ -60,12 +60,12 @@ def counts_of(key, peak, most, limit, EACH: tl.constexpr):
     without limits only those of 0 count. EACH are loaded by a lane at once.
     """
     slot = tl.arange(0, PIVOTS)[:, None]
+    least = tl.min(tl.where(key > 0, key, ALL), 0)
     # As lanes have loaded them: each adds up its own, and those sums are added once, at the end.
     key = tl.reshape(key, (key.shape[0] // (_LANES * EACH), _LANES, EACH))
     n, m = summed(key, key >= 0)
     counts, masses = tl.where(slot == PIVOTS - 1, n, 0.0), tl.where(slot == PIVOTS - 1, m, 0.0)
     if (most < ALL) | (limit != float("inf")):
-        least = tl.min(tl.ravel(tl.where(key > 0, key, ALL)), 0)
         n, m, last, seen = tl.zeros_like(n), tl.zeros_like(m), peak + 1, most * 0
         for index in range(PIVOTS - 1):
             at = pivot(index)
@@ -74,7 +74,7 @@ def counts_of(key, peak, most, limit, EACH: tl.constexpr):
                 n, m = summed(key, key >= at)
                 last = at
                 if most < ALL:
-                    seen = tl.sum(tl.ravel(n), 0).to(tl.int32)
+                    seen = tl.sum(tl.sum(n, 1), 0).to(tl.int32)
             counts, masses = tl.where(slot == index, n, counts), tl.where(slot == index, m, masses)
     return tl.sum(counts.to(tl.int32), 1), tl.sum(masses, 1)
 
