@@ -194,7 +194,7 @@ def survey(
     row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     source = word_of(indices, row, index_stride, row)
     _, counts, masses, peaks, draws, ends = places_of(work, row, space, room, parts)
-    EACH: tl.constexpr = min(UNIT, 128 // probs.dtype.element_ty.primitive_bitwidth)
+    EACH: tl.constexpr = 128 // probs.dtype.element_ty.primitive_bitwidth if UNIT == 16 else 1
     if LIMITED:
         most, limit = leading_of(
             row, columns, top_k, k_stride, k_high, k_number, top_p, p_stride, p_number
