@@ -149,6 +149,27 @@ def pivot(index):
 
 
 @triton.jit
+def counts_of(key, peak, most, limit):
+    """How many keys of a part are not below each pivot, and their mass.
+
+    Below a pivot whose count or mass alone is past the row's limits those of lower ones may be any
+    that are; without limits only those of 0 count.
+    """
+    slot = tl.arange(0, PIVOTS)
+    n, m = tl.sum(tl.where(key >= 0, 1, 0), 0), tl.sum(mass_of(key, key >= 0), 0)
+    counts, masses = tl.where(slot == PIVOTS - 1, n, 0), tl.where(slot == PIVOTS - 1, m, 0.0)
+    if (most < ALL) | (limit != float("inf")):
+        n, m = n * 0, m * 0
+        for index in range(PIVOTS - 1):
+            at = pivot(index)
+            if (at <= peak) & (passes(n, m, most, limit) | (n == 0)):
+                above = key >= at
+                n, m = tl.sum(above.to(tl.int32), 0), tl.sum(mass_of(key, above), 0)
+            counts, masses = tl.where(slot == index, n, counts), tl.where(slot == index, m, masses)
+    return counts, masses
+
+
+@triton.jit
 def bracket(counts, masses, peak, most, limit):
     """Between which pivots a row's end lies, by the counts and masses [PARTS, PIVOTS] of its parts.
 

@@ -14,20 +14,17 @@ import triton.language as tl
 from hal_triton.kernels.limits import (
     ALL,
     PIVOTS,
+    counts_of,
     floor_of,
     key_of,
     leading_of,
     mass_of,
-    pivot,
     within,
 )
 from hal_triton.kernels.noise import NEVER
 from hal_triton.kernels.parameters import word_of
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
-
-_LANES: tl.constexpr = tl.constexpr(128)
-"""Of a program with four warps of 32."""
 
 
 @triton.jit
@@ -50,43 +47,6 @@ def part_of(
     inside = column < columns // UNIT * UNIT
     value = tl.load(probs + source.to(tl.int64) * (stride // UNIT * UNIT) + column, inside, 0.0)
     return tl.where(inside, key_of(value, KEEPS_NAN), -1), column
-
-
-@triton.jit
-def counts_of(key, peak, most, limit, EACH: tl.constexpr):
-    """How many keys of a part are not below each pivot, and their mass.
-
-    Below a pivot whose count alone is past the row's limit those of lower ones may be any that are;
-    without limits only those of 0 count. EACH are loaded by a lane at once.
-    """
-    slot = tl.arange(0, PIVOTS)[:, None]
-    least = tl.min(tl.where(key > 0, key, ALL), 0)
-    # As lanes have loaded them: each adds up its own, and those sums are added once, at the end.
-    key = tl.reshape(key, (key.shape[0] // (_LANES * EACH), _LANES, EACH))
-    n, m = summed(key, key >= 0)
-    counts, masses = tl.where(slot == PIVOTS - 1, n, 0.0), tl.where(slot == PIVOTS - 1, m, 0.0)
-    if (most < ALL) | (limit != float("inf")):
-        n, m, last, seen = tl.zeros_like(n), tl.zeros_like(m), peak + 1, most * 0
-        for index in range(PIVOTS - 1):
-            at = pivot(index)
-            # Above the peak there are none, and below the least but 0 no more.
-            if (at <= peak) & (last > least) & (seen < most):
-                n, m = summed(key, key >= at)
-                last = at
-                if most < ALL:
-                    seen = tl.sum(tl.sum(n, 1), 0).to(tl.int32)
-            counts, masses = tl.where(slot == index, n, counts), tl.where(slot == index, m, masses)
-    return tl.sum(counts.to(tl.int32), 1), tl.sum(masses, 1)
-
-
-@triton.jit
-def summed(key, counted):
-    """How many of some keys [..., LANES, EACH] are counted, and their mass, as float32 [1, LANES].
-
-    The count too, which in float32 takes two instructions of a key, and four as an integer.
-    """
-    n, m = tl.sum(tl.where(counted, 1.0, 0.0), 2), tl.sum(mass_of(key, counted), 2)
-    return tl.sum(n, 0)[None, :], tl.sum(m, 0)[None, :]
 
 
 @triton.jit
@@ -194,7 +154,6 @@ def survey(
     row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     source = word_of(indices, row, index_stride, row)
     _, counts, masses, peaks, draws, ends = places_of(work, row, space, room, parts)
-    EACH: tl.constexpr = 128 // probs.dtype.element_ty.primitive_bitwidth if UNIT == 16 else 1
     if LIMITED:
         most, limit = leading_of(
             row, columns, top_k, k_stride, k_high, k_number, top_p, p_stride, p_number
@@ -213,7 +172,7 @@ def survey(
     if not DRAWN:
         tl.store(peaks + part, peak)
     if LIMITED:
-        count, mass = counts_of(key, peak, most, limit, EACH)
+        count, mass = counts_of(key, peak, most, limit)
         slot = part * PIVOTS + tl.arange(0, PIVOTS)
         tl.store(counts + slot, count)
         tl.store(masses + slot, mass.to(tl.int32, bitcast=True))
