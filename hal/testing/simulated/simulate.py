@@ -10,7 +10,7 @@ import torch
 
 from hal.errors import HalError, InvalidInput
 from hal.plugins import registry
-from hal.testing.simulated import graphs, memory, place, random, streams
+from hal.testing.simulated import codegen, graphs, memory, place, random, streams
 from hal.testing.simulated.build import extension
 from hal.testing.simulated.face import Face
 
@@ -68,6 +68,7 @@ def _module(name: str) -> ModuleType:
     for part in (place, memory, random, streams, graphs):
         vars(made).update({each: getattr(part, each) for each in part.__all__})
     setattr(made, f"{name.upper()}Graph", graphs.Graph)
+    vars(made)["__getattr__"] = codegen.attributes(made)
     return made
 
 
