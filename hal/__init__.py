@@ -1,6 +1,6 @@
 """hal: one name for each LLM operator, the best kernel for the device its tensors are on."""
 
-from hal import ops
+from hal import graphs, ops
 from hal.compat import Repair
 from hal.errors import BackendError, HalError, InvalidInput, InvalidType, NoKernel
 from hal.functions import install
@@ -31,6 +31,7 @@ __all__ = [
     "devices",
     "explain",
     "fingerprint",
+    "graphs",
     "hookimpl",
     "ops",
     "prefer",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hal.graphs import device
 from hal.testing.checks.check import Effort, accepted, check, claimed, each
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotTried
@@ -21,16 +22,15 @@ _SAMPLES = 4
 
 
 def graph_class(kind: str) -> tuple[Any, Any]:
-    """The module of a device type in torch, and the class of its graphs, which it names alike.
+    """The module of a device type in torch, and the class of its graphs.
 
     Raises:
         NotTried: It has none.
     """
-    module = torch.get_device_module(kind)
-    found = getattr(module, f"{kind.upper()}Graph", None)
-    if found is None or not hasattr(module, "graph"):
+    found = device.graph_class(kind)
+    if found is None:
         raise NotTried(f"torch has no graphs for {kind}")
-    return module, found
+    return torch.get_device_module(kind), found
 
 
 def _other(value: Any) -> Any:
@@ -63,7 +63,7 @@ def _stale(module: Any, device: str) -> None:
 
 def _replays(subject: Subject, sample: Sample) -> None:
     module, graph_type = graph_class(subject.device.type)
-    static, device = subject.flat(sample), str(subject.device)
+    static, where = subject.flat(sample), str(subject.device)
     stream = module.Stream()
     stream.wait_stream(module.current_stream())
     with module.stream(stream):  # What is compiled or allocated once must be by now.
@@ -75,7 +75,7 @@ def _replays(subject: Subject, sample: Sample) -> None:
         returned = subject.run(static)
     host = subject.op.flatten(sample.args, sample.kwargs)
     for data in (_renewed(host), host, _renewed(host)):
-        _stale(module, device)
+        _stale(module, where)
         _fill(static, data)
         graph.replay()
         module.synchronize()

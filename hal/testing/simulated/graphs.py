@@ -47,6 +47,7 @@ class Graph:
         self._pool: Pool | None = None
         self._device = -1
         self._drop: Any = None
+        self._left: list[int] = []
 
     def capture_begin(self, pool: Pool | None = None, capture_error_mode: str = "global") -> None:
         """Capture what follows on the current stream.
@@ -66,6 +67,7 @@ class Graph:
         self._pool = pool or (next(_pools), 0)
         extension().begin_capture(max(self._pool), capture_error_mode == "global")
         extension().keep_pool(max(self._pool))
+        extension().leave(max(self._pool), [])
         self._drop = weakref.finalize(self, extension().drop_pool, max(self._pool))
         self._drop.atexit = False  # The process takes its memory along.
         self._device = extension().current_device()
@@ -83,6 +85,7 @@ class Graph:
         if recorder is None:
             raise RuntimeError("capture_end() without capture_begin()")
         recorder.__exit__(None, None, None)
+        self._left = extension().in_use(max(self.pool()))
         joined = extension().end_capture()
         recorder.undo()
         problem = self._full() if joined else _UNJOINED
@@ -117,6 +120,8 @@ class Graph:
                     node.run()
         finally:
             extension().replaying(before)
+        # Until the next replay from this pool, it holds what the capture had not freed at its end.
+        extension().leave(max(self.pool()), self._left)
 
     def reset(self) -> None:
         """Forget what was captured, and its share in the pool."""
