@@ -116,12 +116,11 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
     except (TypeError, RuntimeError):  # Not hashable, or without strides; the check names it.
         check_types(form.op, flat)
         raise
-    promised, lasting = None, True
+    promised, wanted = None, policy
     if plan is None:
         promised = validate(form.op, flat)
         wanted = in_capture(policy, first_tensor(flat))
         plan = _planned(form, flat, wanted)
-        lasting = wanted is policy
     _trace(form, plan, flat, policy)
     try:
         results = form.op.call(plan.run, flat)
@@ -131,7 +130,7 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
     if promised is not None:
         if not form.inplace:
             check_results(form.op, plan.chosen, results, promised, flat)
-        if lasting:
+        if wanted is policy:  # A plan for somebody's capture is not for what comes after it.
             _remember(form, key, plan, policy)
     return results
 

@@ -185,8 +185,8 @@ def _advice(choice: Choice) -> str:
         return ""
     break_there = f"hal.graphs.breakable(..., at=[hal.ops.{choice.op}])"
     return (
-        f"\na graph is captured here: keep {choice.op} out of it with {break_there}, or name another "
-        "kernel with hal.use"
+        f"\na graph is captured here: keep {choice.op} out of it with {break_there}, or name "
+        "another kernel with hal.use"
     )
 
 

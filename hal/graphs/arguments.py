@@ -120,8 +120,8 @@ class Argument:
         if self.kind == "plain":
             if type(value) is not type(self.example) or value != self.example:
                 raise InvalidInput(
-                    f"{who} was captured with {self.name} = {self.example!r}, not {value!r}; capture"
-                    " another one for it, or name it in eager if only ops at which it breaks take it"
+                    f"{who} was captured with {self.name} = {self.example!r}, not {value!r}; "
+                    "capture another, or name it in eager if only ops at which it breaks take it"
                 )
             return
         if not isinstance(value, Tensor):

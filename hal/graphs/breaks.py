@@ -89,7 +89,10 @@ class Kept:
 
     def lasting(self) -> list[Any]:
         """The storages that somebody else still has, such as those of weights and caches."""
-        found = [torch.UntypedStorage._new_with_weak_ptr(s.cdata) for s in self._storages]  # pyright: ignore
+        found: list[Any] = [
+            torch.UntypedStorage._new_with_weak_ptr(storage.cdata)  # pyright: ignore
+            for storage in self._storages
+        ]
         self._storages.clear()
         return [storage for storage in found if storage is not None]
 

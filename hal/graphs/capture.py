@@ -77,7 +77,7 @@ def breakable(
     pool: Any = None,
     progress: bool | None = None,
 ) -> Captured:
-    """Capture a function but for some operators, before which a graph ends and after which one begins.
+    """Capture a function but for some operators: before each a graph ends, after it one begins.
 
     These run as they are called, each time, with what the graph before computed; where their
     results go, the graph after reads them. No compiler takes part: the operators are found because

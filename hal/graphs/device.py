@@ -18,7 +18,7 @@ __all__ = ["Maker", "graph_class", "weak_ref_tensor"]
 
 
 def graph_class(kind: str) -> Any:
-    """The class of the graphs of a type of device, by torch's name for it; None if there is none."""
+    """The class of the graphs of a type of device, by torch's name for it; None without one."""
     module = getattr(torch, kind, None)
     return getattr(module, f"{kind.upper()}Graph", None) if hasattr(module, "graph") else None
 

@@ -46,8 +46,8 @@ class Watch(TorchDispatchMode):
         for argument in self._found((args, kwargs)):
             if argument.kind == "eager":
                 raise InvalidInput(
-                    f"{self._who}: eager names {argument.name}, which {func} takes, and not only ops "
-                    "at which it breaks; leave it out of eager, or pass it to them as it is"
+                    f"{self._who}: eager names {argument.name}, which {func} takes, and not only "
+                    "ops at which it breaks; leave it out of eager, or pass it to them as it is"
                 )
         for argument in self._found(list(_written(func, args, kwargs))):
             raise InvalidInput(
