@@ -177,7 +177,7 @@ def _shown(buckets: Sequence[int], parts: int, progress: bool | None) -> Iterabl
         return buckets
     from hal.terminal import progress as bar  # What draws it takes longer to import than hal.
 
-    return bar(buckets, lambda bucket: f"graphs of {bucket} tokens" if bucket else "graphs")
+    return bar(buckets, lambda bucket: f"graphs for {bucket} tokens" if bucket else "graphs")
 
 
 def _check_limit(task: _Task, parts: int, limit: int | None) -> None:

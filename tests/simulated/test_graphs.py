@@ -158,7 +158,10 @@ def test_it_draws_anew_in_each_replay() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "shape": (lambda f: f(draw(3, 8), 2.0), r"x is \[3, 8\].* captured for \[2, 8\] float32 on musa:0"),
+    "shape": (
+        lambda f: f(draw(3, 8), 2.0),
+        r"x is \[3, 8\].* captured for \[2, 8\] float32 on musa:0",
+    ),
     "pad": (lambda f: f(draw(3, 8), 2.0), "name it in pad if that dimension counts tokens"),
     "dtype": (lambda f: f(draw(2, 8).half(), 2.0), "float16"),
     "device": (lambda f: f(draw(2, 8).cpu(), 2.0), "on cpu; it was captured for .* on musa:0"),
@@ -204,7 +207,10 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hal.graphs.capture(gate, draw(2, 4), buckets=[4]),
         "buckets need pad",
     ),
-    "no bucket": (lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": 0}, buckets=[]), "one at least"),
+    "no bucket": (
+        lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": 0}, buckets=[]),
+        "one at least",
+    ),
     "no token": (lambda: hal.graphs.capture(gate, draw(0, 4), pad={"x": 0}), "1 or more tokens"),
 }
 
@@ -353,7 +359,7 @@ def test_a_bar_is_shown_if_it_is_asked_for(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
     hal.graphs.capture(gate, draw(4, 4), pad={"x": 0}, progress=True)
-    assert "graphs of 1 tokens" in capsys.readouterr().err
+    assert "graphs for 1 tokens" in capsys.readouterr().err
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, most: int | None) -> None:
@@ -377,7 +383,9 @@ def test_more_graphs_than_the_device_holds_are_refused_up_front(
         calls.append(HERE.is_current_stream_capturing())
         return x * 2
 
-    with pytest.raises(hal.HalError, match=r"needs 3 graphs: 1 for each of 3 buckets.* holds 5.* 3:"):
+    with pytest.raises(
+        hal.HalError, match=r"needs 3 graphs: 1 for each of 3 buckets.* holds 5.* 3:"
+    ):
         hal.graphs.capture(noted, draw(4, 4), pad={"x": 0})
     assert calls == [False, False]
     first.close()

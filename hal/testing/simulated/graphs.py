@@ -114,8 +114,8 @@ class Graph:
             raise RuntimeError("replay() of a graph that was not captured")
         before = extension().replaying(True)
         try:
-            # What casts or records gradients did so in the capture. In inference mode everything can
-            # be written to, also what was captured in it.
+            # What casts or records gradients did so in the capture. In inference mode all can be
+            # written to, also what was captured in it.
             quiet = torch.autocast(kind(), enabled=False)
             with device(self._device), torch.inference_mode(), quiet:
                 for node in self._nodes:
