@@ -102,11 +102,14 @@ def breakable(
         HalError: As for ``capture``, with as many graphs for each bucket as there are parts.
 
     Example:
-        >>> step = hal.graphs.breakable(  # doctest: +SKIP
-        ...     model, tokens, slots, block_table, seq_lens,
-        ...     at=hal.ops.paged_attention, eager=("block_table", "seq_lens"),
-        ...     pad={"tokens": 0, "slots": -1},
+        >>> def norms(x, weight):
+        ...     return hal.ops.rms_norm(hal.ops.silu_and_mul(x), weight) * 2
+        >>> x, weight = torch.ones(8, 64, device="cuda"), torch.ones(32)  # doctest: +SKIP
+        >>> fast = hal.graphs.breakable(  # doctest: +SKIP
+        ...     norms, x, weight.to(x.device), at=hal.ops.rms_norm, eager=["weight"], pad={"x": 0}
         ... )
+        >>> fast(x[:5], weight.to(x.device)).shape  # doctest: +SKIP
+        torch.Size([5, 32])
     """
     options = Options(tuple(op_names(at)), eager, pad or {}, buckets, copy, pool, progress)
     return captured(fn, example, options)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from hal.errors import HalError, InvalidInput
 from hal.graphs.arguments import Arguments, Fill, Pad, prepared
@@ -115,7 +116,11 @@ class _Task:
         counting = Warming(self.names, runs=False)
         inputs = self.arguments.inputs(bucket)
         with Watch(self.arguments.who, list(zip(self.arguments.each, inputs, strict=True))):
-            self.run(bucket, counting)
+            returned = self.run(bucket, counting)
+        for leaf in tree_leaves(returned):
+            if leaf is not None and not isinstance(leaf, Tensor):
+                who = self.arguments.who
+                raise InvalidInput(f"{who} returns {leaf!r}; a replay renews nothing but tensors")
         self._check_breaks(counting)
         return counting.count + 1
 
@@ -180,6 +185,16 @@ def _shown(buckets: Sequence[int], parts: int, progress: bool | None) -> Iterabl
     return bar(buckets, lambda bucket: f"graphs for {bucket} tokens" if bucket else "graphs")
 
 
+@contextlib.contextmanager
+def _uncached(kind: str) -> Generator[None, None, None]:
+    """Keep no casts of weights: they would go with the caller's autocast, and be read later."""
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
+    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
+        yield
+
+
 def _check_limit(task: _Task, parts: int, limit: int | None) -> None:
     """Refuse what would end in the middle, for lack of graphs."""
     there, needed = len(task.maker.alive), parts * len(task.buckets)
@@ -201,7 +216,7 @@ def captured(fn: Callable[..., Any], example: Sequence[Any], options: Options) -
     maker = Maker.of(device, options.pool)
     before = maker.reserved()
     task = _Task(fn, prepared(given, buckets[-1]), options.at, count, buckets, maker)
-    with torch.no_grad(), maker.aside():
+    with torch.no_grad(), _uncached(device.type), maker.aside():
         parts = task.watch()
         _check_limit(task, parts, limit)
         programs, warmed = task.programs(parts, options.progress)

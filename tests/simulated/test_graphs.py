@@ -211,6 +211,10 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": 0}, buckets=[]),
         "one at least",
     ),
+    "no tensor comes": (
+        lambda: hal.graphs.capture(lambda x: (x, {"rows": len(x)}), draw(2)),
+        "returns 2; a replay renews nothing but tensors",
+    ),
     "no token": (lambda: hal.graphs.capture(gate, draw(0, 4), pad={"x": 0}), "1 or more tokens"),
 }
 
@@ -300,6 +304,29 @@ def test_inference_mode_may_hold_in_the_capture_and_not_in_the_replay() -> None:
     assert torch.equal(fast(x), gate(x))
     with torch.inference_mode():
         assert torch.equal(fast(x), gate(x))
+
+
+def test_casts_of_weights_do_not_go_with_the_autocast_around_a_capture() -> None:
+    weight = draw(8, 8).requires_grad_()
+    with torch.autocast("musa", dtype=torch.bfloat16):
+        fast = hal.graphs.capture(lambda x: torch.nn.functional.linear(x, weight), draw(2, 8))
+        x = draw(2, 8)
+        with torch.no_grad():
+            want = torch.nn.functional.linear(x, weight)
+        assert torch.is_autocast_cache_enabled()
+    gc.collect()
+    got = fast(x)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, want)
+
+
+def test_results_are_nested_as_they_were_and_may_be_none() -> None:
+    fast = hal.graphs.capture(lambda x: {"a": [x * 2, None], "b": (x[:1],)}, draw(4, 2))
+    x = draw(4, 2)
+    got = fast(x)
+    assert torch.equal(got["a"][0], x * 2)
+    assert got["a"][1] is None
+    assert torch.equal(got["b"][0], x[:1])
 
 
 def test_graphs_of_another_device_run_there() -> None:
