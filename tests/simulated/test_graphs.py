@@ -15,7 +15,7 @@ import hal
 from hal import probe
 from hal.graphs import device as graphs_device
 from hal.testing.simulated import simulate
-from offering import NATIVE, backend, installed, kernel
+from offering import NATIVE, Noting, backend, installed, kernel
 
 HERE = simulate("musa")
 X = "musa:0"
@@ -148,6 +148,18 @@ def test_padded_rows_are_stored_nowhere() -> None:
     assert cache.view(8, 2).any(1).tolist() == [False, False, True, True, *[False] * 4]
 
 
+def test_before_the_captures_it_runs_on_padding_alone() -> None:
+    seen: list[list[float]] = []
+
+    def noted(x: Tensor, y: Tensor) -> Tensor:
+        if not HERE.is_current_stream_capturing():
+            seen.append([*x.unique().tolist(), *y.unique().tolist()])
+        return x + y
+
+    hal.graphs.capture(noted, draw(4, 2), torch.ones(2, device=X), pad={"x": 7}, buckets=[2, 4])
+    assert seen == [[7.0, 1.0]] * 6
+
+
 def test_it_draws_anew_in_each_replay() -> None:
     fast = hal.graphs.capture(lambda x: x + torch.rand(3, device=X), torch.zeros(3, device=X))
     torch.manual_seed(5)
@@ -247,8 +259,10 @@ def fails_at(run: int) -> Callable[[Tensor], Tensor]:
 # Twice before all, then thrice for each bucket.
 @pytest.mark.parametrize("run", range(1, 9))
 def test_an_exception_in_the_middle_leaves_nothing(run: int) -> None:
-    with pytest.raises(ValueError, match="in the middle"):
+    with pytest.raises(ValueError, match="in the middle") as caught:
         hal.graphs.capture(fails_at(run), draw(2, 2), pad={"x": 0}, buckets=[1, 2])
+    assert caught.tb  # Which has what was there.
+    assert not graphs_device._alive.get("musa")
     fast = hal.graphs.capture(gate, draw(2, 4))
     assert torch.equal(fast(x := draw(2, 4)), gate(x))
 
@@ -432,15 +446,23 @@ def test_in_a_capture_only_what_is_safe_there_is_chosen() -> None:
         with hal.trace() as records:
             gate(x)
         assert records[0].kernel == "quick"
-        # A capture of somebody else's is seen when a call is planned, and what was planned for it
-        # is for it alone.
-        y = draw(3, 8)
-        with hal.trace() as records, HERE.graph(HERE.Graph()):
-            hal.ops.silu_and_mul(y)
-        assert records[0].kernel == "safe"
-        with hal.trace() as records:
-            hal.ops.silu_and_mul(y)
-        assert records[0].kernel == "quick"
+
+
+def test_a_capture_of_somebody_elses_is_seen_when_a_call_is_planned() -> None:
+    """And what was planned for it is for it alone."""
+    safe = Noting("silu_and_mul", graph_safe=True)
+    offered = [kernel("silu_and_mul", "quick"), safe.kernel]
+    theirs = backend("theirs", devices=("musa",), silu_and_mul=offered)
+    x = draw(2, 8)
+    with installed(theirs, NATIVE):
+        with HERE.graph(HERE.Graph()):
+            hal.ops.silu_and_mul(x)
+        assert len(safe.ran) == 1
+        hal.ops.silu_and_mul(x)
+        with HERE.graph(HERE.Graph()), hal.trace() as records:
+            hal.ops.silu_and_mul(draw(3, 8))
+        assert records[0].kernel == "noting"
+        assert len(safe.ran) == 2
 
 
 def test_an_op_without_a_safe_kernel_is_named_with_what_to_do() -> None:

@@ -260,6 +260,16 @@ def test_it_never_runs_in_a_capture() -> None:
     assert not any(seen)
 
 
+def test_inference_mode_may_hold_in_the_capture_and_not_in_the_replay() -> None:
+    model = Model()
+    with torch.inference_mode():
+        fast = broken(model, batch([4]), buckets=[4])
+    given = batch([3])
+    assert torch.equal(fast(*given), model(*given))
+    with torch.inference_mode():
+        assert torch.equal(fast(*given), model(*given))
+
+
 def test_an_op_that_fails_in_a_replay_leaves_nothing() -> None:
     model = Model()
     step = broken(model, batch([4]), buckets=[4])
