@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from hal_musa.simulated import mate_gate as simulated
+import hal_musa.simulated.mate_gate  # noqa: F401 - has the operator
 from torch import Tensor
-
-_KERNEL = simulated.loaded
 
 
 def moe_fused_gate(
