@@ -49,16 +49,13 @@ def _fused_add_rmsnorm(
     """
     rows, dim = input.shape[0], input.shape[1]
     whole = dim // (16 // input.element_size()) * (16 // input.element_size())
-    places = [memory(x, rows * dim) for x in (input, residual)]
-    full = [host(x) for x in places]
+    full = [host(memory(x, rows * dim)) for x in (input, residual)]
     rows = min(len(x) for x in full) // dim if dim else 0
     x, r = (one[: rows * dim].view(rows, dim)[:, :whole] for one in full)
     total = x.float() + r.float()
     norm = total * torch.rsqrt(total.square().sum(-1, keepdim=True) / max(dim, 1) + eps)
     x.copy_(norm * _as_read(weight, input.dtype, whole))
     r.copy_(total)
-    for place, values in zip(places, full, strict=True):
-        write(place, values)
 
 
 def _gemma_fused_add_rmsnorm(

@@ -102,14 +102,13 @@ def bitmask(logits: Tensor, bitmask: Tensor, indices: Tensor | None = None) -> N
     """Bit 1 keeps, lowest first; columns beyond the mask stay."""
     only("logits", logits.dtype, *_FLOATS)
     check(bitmask.dtype == torch.int32, "bitmask has to be int32")
-    here, words = host(logits).reshape(-1, logits.shape[-1]), host(bitmask)
+    check(logits.is_contiguous(), "logits have to be contiguous")
+    here, words = host(logits).view(-1, logits.shape[-1]), host(bitmask)
     words = words.reshape(-1, words.shape[-1])
     keep = ((words[..., None] >> torch.arange(32, dtype=torch.int32)) & 1).flatten(1).bool()
     width = min(here.shape[-1], keep.shape[-1])
     rows = torch.arange(len(here)) if indices is None else host(indices).long()
-    masked = here[rows, :width].masked_fill(~keep[rows, :width], -torch.inf)
-    here[rows, :width] = masked
-    write(logits, here.reshape(logits.shape))
+    here[rows, :width] = here[rows, :width].masked_fill(~keep[rows, :width], -torch.inf)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {
