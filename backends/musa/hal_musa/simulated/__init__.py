@@ -1,7 +1,7 @@
 """What Moore Threads' software looks like on a simulated device: torch_musa, MATE, sgl_kernel.
 
-``face(card)`` is what ``hal.testing.simulated.simulate("musa", card)`` asks for; what it installs is
-torch_musa alone. MATE and sgl_kernel are stand-ins that ``import mate`` and ``import sgl_kernel``
+``face(card)`` is what ``hal.testing.simulated.simulate("musa", card)`` asks for, and installs
+torch_musa alone. MATE and sgl_kernel are stand-ins, which ``import mate`` and ``import sgl_kernel``
 find where ``libraries("mate", "sgl_kernel")`` or ``add("mate")`` asked for them, and nowhere else.
 
 Schemas, signatures, constraints and faults are those of torch_musa 2.7.1, MATE 0.2.2 and

@@ -43,7 +43,6 @@ def _install(card: Card, module: ModuleType) -> None:
     vars(module).update(graphs_of(module))
     _submodules(module)
     _mudnn(card)
-    _tensors()
     _held.extend(register_operators())
     install_layers()
     register_interface(module)
@@ -63,7 +62,7 @@ def _name(module: ModuleType) -> None:
     The device is initialised first: where torch's own code does that, it imports ``torch.musa``.
     """
     torch.empty(0, device="musa")
-    torch.__setattr__("musa", module)
+    vars(torch)["musa"] = module
     sys.modules.pop("torch.musa", None)
     _package(module, "torch_musa")
     vars(module)["__version__"] = _VERSION
@@ -160,18 +159,21 @@ def _submodules(module: Any) -> None:
 
 
 def _index(module: Any) -> Any:
-    def _get_musa_device_index(
-        device: Any, optional: bool = False, allow_cpu: bool = False
-    ) -> int:
+    def _get_musa_device_index(device: Any, optional: bool = False, allow_cpu: bool = False) -> int:
         """The number of a device; -1 is the host's, where that is allowed."""
-        if device is None and optional:
+        if device is None:
+            if not optional:
+                raise ValueError("Expected a musa device, but got: None")
             return module.current_device()
-        found = torch.device("musa", device) if isinstance(device, int) else torch.device(device)
+        if isinstance(device, int):
+            return device
+        found: Any = torch.device(device)
         if found.type == "cpu" and allow_cpu:
             return -1
         if found.type != "musa":
             raise ValueError(f"Expected a musa device, but got: {device}")
-        return module.current_device() if found.index is None else found.index
+        index = found.index
+        return module.current_device() if index is None else index
 
     return _get_musa_device_index
 
@@ -187,9 +189,3 @@ def _mudnn(card: Card) -> None:
     mudnn.allow_tf32 = False
     mudnn.version = lambda: 3000
     torch.backends.__dict__["mudnn"] = sys.modules["torch.backends.mudnn"] = mudnn
-
-
-def _tensors() -> None:
-    """``Tensor.is_musa`` and ``.musa()``, unless the device's module has brought them."""
-    if not hasattr(torch.Tensor, "is_musa"):
-        torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)

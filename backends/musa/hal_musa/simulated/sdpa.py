@@ -52,8 +52,11 @@ def _attended(
     bias = _bias(mask, causal, q.shape[-2], k.shape[-2])
     bias = bias.expand(*q.shape[:-1], k.shape[-2]).reshape(-1, *q.shape[-3:-1], k.shape[-2])
     flat = [x.reshape(-1, *x.shape[-3:]).transpose(1, 2) for x in (q, k, v)]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    found = [attend(*one, scale, bias=more) for *one, more in zip(*flat, bias, strict=True)]
+    factor = float(q.shape[-1]) ** -0.5 if scale is None else scale
+    found = [
+        attend(one, keys, values, factor, bias=more)
+        for one, keys, values, more in zip(*flat, bias, strict=True)
+    ]
     out = torch.stack([x for x, _ in found]).transpose(1, 2)
     lse = torch.stack([x for _, x in found])
     return out.reshape(*lead, *out.shape[1:]), lse.reshape(*lead, *lse.shape[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -55,7 +55,7 @@ def remove(*names: str) -> None:
 
 
 @contextlib.contextmanager
-def libraries(*names: str) -> Iterator[None]:
+def libraries(*names: str) -> Generator[None, None, None]:
     """Have stand-ins for the libraries ``names`` and no others, for as long as this is open.
 
     Example:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from hal_musa.simulated import mate_attention as simulated
 from torch import Tensor
+
+from hal_musa.simulated import mate_attention as simulated
 
 
 def get_mla_metadata(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hal_musa.simulated import mate_attention as simulated
 from torch import Tensor
+
+from hal_musa.simulated import mate_attention as simulated
 
 
 def flash_attn_varlen_func(
