@@ -46,7 +46,9 @@ def test_schemas(declared: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FUSED if name not in ("swish_glu", "rope")])
-def test_the_dispatcher_knows_kernels_of_the_device_and_throwing_ones_of_the_host(name: str) -> None:
+def test_the_dispatcher_knows_kernels_of_the_device_and_throwing_ones_of_the_host(
+    name: str,
+) -> None:
     for key in ("PrivateUse1", "CPU"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", key)
 
@@ -108,7 +110,7 @@ def test_gated_silu_is_older() -> None:
     x = musa(2, 8)
     assert torch.equal(torch.gated_silu(x).cpu(), reference_swiglu(x.cpu()))
     for bad in (musa(2, 8, dtype=torch.bfloat16), musa(8), musa(8, 2).t()):
-        with pytest.raises(RuntimeError, match="gated_silu's input has to be"):
+        with pytest.raises(RuntimeError, match="gated_silu's input has to"):
             torch.gated_silu(bad)
 
 
@@ -130,9 +132,11 @@ def test_gradients_of_the_activation_and_the_norm() -> None:
 
 
 def test_gated_silu_has_no_gradient() -> None:
-    y = torch.gated_silu(musa(2, 8, grad=True))
-    with pytest.raises(RuntimeError):
+    x = musa(2, 8, grad=True)
+    y = torch.gated_silu(x)
+    with pytest.warns(UserWarning, match="an autograd kernel was not registered"):
         y.sum().backward()
+    assert x.grad is None
 
 
 def test_the_norm() -> None:
@@ -177,7 +181,9 @@ def test_attention(dtype: torch.dtype, causal: bool) -> None:
     found = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     wide = [x.cpu().float() for x in (q, k, v)]
     wanted = F.scaled_dot_product_attention(*wide, is_causal=causal, enable_gqa=True)
-    assert torch.allclose(found.cpu().float(), wanted, atol=1e-3 if dtype is torch.float16 else 1e-6)
+    assert torch.allclose(
+        found.cpu().float(), wanted, atol=1e-3 if dtype is torch.float16 else 1e-6
+    )
 
 
 def test_attention_has_gradients() -> None:
