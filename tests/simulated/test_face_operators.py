@@ -190,7 +190,9 @@ def test_attention_has_gradients() -> None:
     inputs = [musa(1, 2, 3, 8, grad=True) for _ in range(3)]
     F.scaled_dot_product_attention(*inputs).square().sum().backward()
     wanted = gradients(F.scaled_dot_product_attention, *inputs)
-    assert all(torch.allclose(x.grad.cpu(), w, atol=1e-6) for x, w in zip(inputs, wanted))
+    assert all(
+        torch.allclose(x.grad.cpu(), w, atol=1e-6) for x, w in zip(inputs, wanted, strict=True)
+    )
 
 
 @NEW
