@@ -103,11 +103,10 @@ def _gradients(library: torch.library.Library) -> None:
 
 def _norm_gradient(library: torch.library.Library) -> None:
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.shape, ctx.eps = inputs[1:3]
-        ctx.weight = inputs[3] if len(inputs) > 3 else None
+        input, ctx.shape, ctx.eps, ctx.weight = (*inputs, None)[:4]
         ctx.count = len(inputs)
         _, inverse = output
-        ctx.save_for_backward(inputs[0], inverse)
+        ctx.save_for_backward(input, inverse)
         ctx.mark_non_differentiable(inverse)
 
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:

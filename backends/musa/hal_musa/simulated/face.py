@@ -62,7 +62,7 @@ def _name(module: ModuleType) -> None:
     The device is initialised first: where torch's own code does that, it imports ``torch.musa``.
     """
     torch.empty(0, device="musa")
-    vars(torch)["musa"] = module
+    torch.__dict__["musa"] = module
     sys.modules.pop("torch.musa", None)
     _package(module, "torch_musa")
     vars(module)["__version__"] = _VERSION
@@ -96,6 +96,8 @@ def _probing(card: Card, module: Any) -> None:
     module.get_amp_supported_dtype = get_amp_supported_dtype
     module.get_arch_list = lambda: ["21", "22", "31"]
     module._is_compiled = lambda: True
+    # Two functions, as torch_musa's are: Dynamo knows each by itself.
+    module._maybe_exchange_device = lambda device: module._exchange_device(device)
     module._MUSAC = SimpleNamespace(
         _musa_version=_MUSA,
         _MusaDeviceProperties=Properties,
