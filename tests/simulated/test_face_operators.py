@@ -186,6 +186,17 @@ def test_attention(dtype: torch.dtype, causal: bool) -> None:
     )
 
 
+def test_attention_of_fewer_dimensions_and_of_one_batch() -> None:
+    q, k, mask = musa(3, 8), musa(4, 8), musa(3, 4)
+    found = F.scaled_dot_product_attention(q, k, k, mask)
+    wanted = F.scaled_dot_product_attention(*(x.cpu() for x in (q, k, k, mask)))
+    assert torch.allclose(found.cpu(), wanted, atol=1e-6)
+    keys = k.expand(1, 2, 4, 8)
+    wide = F.scaled_dot_product_attention(musa(2, 2, 3, 8), keys, keys)
+    alone = musa(2, 2, 3, 8).cpu(), k.cpu().expand(2, 2, 4, 8), k.cpu().expand(2, 2, 4, 8)
+    assert torch.allclose(wide.cpu(), F.scaled_dot_product_attention(*alone), atol=1e-6)
+
+
 def test_attention_has_gradients() -> None:
     inputs = [musa(1, 2, 3, 8, grad=True) for _ in range(3)]
     F.scaled_dot_product_attention(*inputs).square().sum().backward()
