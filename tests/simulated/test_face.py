@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
 
+from hal import InvalidInput
 from hal_musa.simulated import CARDS, Properties, card_named, face
 
 CARD = card_named(next(k for k, v in CARDS.items() if v.name == torch.musa.get_device_name()))
@@ -68,6 +70,8 @@ def test_bfloat16_is_from_22_on() -> None:
         ("S5000", "MTT S5000", (3, 1)),
         ("S4000", "MTT S4000", (2, 2)),
         ("S80", "MTT S80", (2, 1)),
+        ("S80+mate", "MTT S80", (2, 1)),
+        ("+sgl_kernel", "MTT S5000", (3, 1)),
     ],
 )
 def test_cards(card: str | None, name: str, capability: tuple[int, int]) -> None:
@@ -77,8 +81,22 @@ def test_cards(card: str | None, name: str, capability: tuple[int, int]) -> None
 
 
 def test_a_card_that_is_not_there_is_told_of_those_that_are() -> None:
-    with pytest.raises(ValueError, match=r"no card is called 'H100'; there are S80, S4000, S5000"):
+    with pytest.raises(InvalidInput, match=r"called 'H100'; there are S80, S4000, S5000"):
         face("H100")
+    with pytest.raises(InvalidInput, match=r"called 'deep_gemm'; there are mate, sgl_kernel"):
+        face("S5000+mate+deep_gemm")
+
+
+def test_libraries_come_with_a_card_that_names_them() -> None:
+    said = """
+from hal.testing.simulated import simulate
+simulate("musa", "S5000+mate")
+from importlib.util import find_spec
+from mate import moe_fused_gate
+print(moe_fused_gate.__name__, find_spec("sgl_kernel"))
+"""
+    found = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["moe_fused_gate", "None"]
 
 
 def test_streams_have_a_handle_of_their_own_name() -> None:

@@ -37,7 +37,7 @@ def test_it_is_there_where_it_is_asked_for() -> None:
         assert importlib.import_module("mate").__version__ == "0.2.2"
     assert importlib.util.find_spec("mate") is None
     assert "mate" not in sys.modules
-    with pytest.raises(ValueError, match="no stand-in called 'flash_attn'"):
+    with pytest.raises(ValueError, match="no stand-in is called 'flash_attn'"):
         add("flash_attn")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from hal_musa.simulated.cards import Card, Properties, card_named
 from hal_musa.simulated.dynamo import register_interface
 from hal_musa.simulated.graphs import graphs_of
 from hal_musa.simulated.layers import install_layers
+from hal_musa.simulated.shelf import add, check
 
 __all__ = ["face"]
 
@@ -29,23 +31,28 @@ _held: list[torch.library.Library] = []
 def face(card: str | None) -> Face:
     """What a simulated device looks like that is the card of this name, by default an S5000.
 
+    Libraries that are there with it come after the card, as in ``S5000+mate+sgl_kernel``.
+
     Raises:
-        ValueError: There is no such card; it lists those there are.
+        InvalidInput: There is no such card, or no such library; it lists those there are.
     """
-    found = card_named(card)
-    return Face(found.memory, found.properties, functools.partial(_install, found))
+    name, *names = (card or "").split("+")
+    found = card_named(name or None)
+    check(*names)
+    return Face(found.memory, found.properties, functools.partial(_install, found, names))
 
 
-def _install(card: Card, module: ModuleType) -> None:
+def _install(card: Card, names: Sequence[str], module: ModuleType) -> None:
     _name(module)
     _probing(card, module)
     _streams(module)
     vars(module).update(graphs_of(module))
     _submodules(module)
-    _mudnn(card)
+    _mudnn()
     _held.extend(register_operators())
     install_layers()
     register_interface(module)
+    add(*names)
 
 
 def _package(module: ModuleType, name: str) -> None:
@@ -185,7 +192,7 @@ def _arch(module: Any) -> int:
     return 10 * major + minor
 
 
-def _mudnn(card: Card) -> None:
+def _mudnn() -> None:
     """``torch.backends.mudnn``; the version is the first of those with MLA's rotation."""
     mudnn: Any = ModuleType("torch.backends.mudnn")
     mudnn.allow_tf32 = False
