@@ -38,7 +38,7 @@ def check(*names: str) -> None:
     Raises:
         InvalidInput: It lists those there are.
     """
-    known = sorted(place.name for place in _SHELF.iterdir() if place.is_dir())
+    known = sorted(place.parent.name for place in _SHELF.glob("*/__init__.py"))
     for name in names:
         if name not in known:
             raise InvalidInput(f"no stand-in is called {name!r}; there are {', '.join(known)}")
