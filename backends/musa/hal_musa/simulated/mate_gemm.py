@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from hal_musa.simulated.host import check, host, only, register, write
-from hal_musa.simulated.mate_attention import unmodelled
 
-__all__ = ["majors", "result", "unmodelled"]
+__all__ = ["majors", "result"]
 
 _EIGHT = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SIXTEEN = (torch.float16, torch.bfloat16)
