@@ -5,7 +5,12 @@ Nothing here has run on such a device: it was tried on a simulated one.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hal import Backend, Device, hookimpl
+
+if TYPE_CHECKING:
+    from hal.testing.simulated import Face
 
 backend = Backend(api=1, torch=">=2.7", devices=("musa",))
 
@@ -18,3 +23,11 @@ def hal_devices() -> list[Device] | str:
     if getattr(torch.version, "musa", None) is None:
         return "this torch is built without MUSA"
     return "no device of Moore Threads' is known yet"
+
+
+@hookimpl
+def hal_simulated(card: str | None) -> Face | None:
+    """What torch_musa, on this card, looks like."""
+    from hal_musa.simulated import face
+
+    return face(card)
