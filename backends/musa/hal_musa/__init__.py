@@ -5,7 +5,7 @@ Nothing here has run on such a device: it was tried on a simulated one.
 
 from __future__ import annotations
 
-from hal import Backend, Device, hookimpl
+from hal import Backend, Device, Repair, hookimpl
 
 backend = Backend(api=1, torch=">=2.7", devices=("musa",))
 
@@ -18,3 +18,13 @@ def hal_devices() -> list[Device] | str:
     if getattr(torch.version, "musa", None) is None:
         return "this torch is built without MUSA"
     return "no device of Moore Threads' is known yet"
+
+
+@hookimpl
+def hal_repairs() -> list[Repair]:
+    """What torchada breaks by replacing ``torch.device``, which its 0.1.103 mends by itself."""
+    import torch
+
+    from hal.repairs import DEVICE_CONSTANTS
+
+    return [] if getattr(torch.version, "musa", None) is None else [DEVICE_CONSTANTS]
