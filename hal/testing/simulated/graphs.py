@@ -1,0 +1,185 @@
+"""Graphs of simulated devices: operators that a capture recorded, and that a replay runs again."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from typing import Any, ClassVar
+
+import torch
+
+from hal.testing.simulated.build import extension
+from hal.testing.simulated.capture import Node, Recorder
+from hal.testing.simulated.place import device, kind
+from hal.testing.simulated.streams import Stream, StreamContext
+
+__all__ = [
+    "Graph",
+    "graph",
+    "graph_pool_handle",
+    "is_current_stream_capturing",
+]
+
+Pool = tuple[int, int]
+
+_pools = itertools.count(1)
+
+
+class Graph:
+    """Operators that were captured, and are run again on the same memory.
+
+    Nothing that is captured takes effect before the first replay, and what the host must not do
+    meanwhile is an error. An operator of ``hal`` is captured as one. What is no operator of torch,
+    such as a kernel that is launched outside of ``hal.ops``, runs once, in the capture.
+
+    Attributes:
+        limit: How many graphs of the process may be captured and not reset; None for any number.
+    """
+
+    limit: ClassVar[int | None] = None
+    _alive: ClassVar[weakref.WeakSet[Graph]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] | None = None
+        self._recorder: Recorder | None = None
+        self._pool: Pool | None = None
+        self._device = -1
+        self._drop: Any = None
+
+    def capture_begin(self, pool: Pool | None = None, capture_error_mode: str = "global") -> None:
+        """Capture what follows on the current stream.
+
+        Args:
+            pool: Where to keep the memory, which graphs that are replayed in the order of their
+                captures can share; without it in a pool of its own.
+            capture_error_mode: Whether other threads may wait for the device meanwhile: they may
+                not if it is ``"global"``, and may if it is ``"thread_local"`` or ``"relaxed"``.
+
+        Raises:
+            RuntimeError: The current stream is the default one, a capture is under way, this graph
+                has been captured, or there are as many graphs as there may be.
+        """
+        if self._nodes is not None:
+            raise RuntimeError(f"this {type(self).__name__} already owns a captured graph")
+        self._check_limit()
+        self._pool = pool or (next(_pools), 0)
+        extension().begin_capture(max(self._pool), capture_error_mode == "global")
+        extension().keep_pool(max(self._pool))
+        self._drop = weakref.finalize(self, extension().drop_pool, max(self._pool))
+        self._device = extension().current_device()
+        self._recorder = Recorder()
+        self._recorder.__enter__()
+
+    def _check_limit(self) -> None:
+        alive = len(Graph._alive)
+        if self.limit is not None and alive >= self.limit:
+            raise RuntimeError(
+                f"{kind()} error: there are {alive} captured graphs, and this device holds no more "
+                f"than {self.limit}; reset() or delete those that are not needed"
+            )
+
+    def capture_end(self) -> None:
+        """End the capture.
+
+        Raises:
+            RuntimeError: None was begun, or work on another stream was not waited for.
+        """
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            raise RuntimeError("capture_end() without capture_begin()")
+        recorder.__exit__(None, None, None)
+        joined = extension().end_capture()
+        recorder.undo()
+        if not joined:
+            self.reset()
+            raise RuntimeError(
+                f"{kind()} error: capturing stream has unjoined work: wait for the other stream "
+                "before the capture ends"
+            )
+        self._nodes = recorder.nodes
+        Graph._alive.add(self)
+
+    def replay(self) -> None:
+        """Run what was captured, on the tensors of the capture as they are now.
+
+        Raises:
+            RuntimeError: Nothing was captured, or memory of the capture was freed.
+        """
+        if self._nodes is None:
+            raise RuntimeError("replay() of a graph that was not captured")
+        extension().replaying(True)
+        try:
+            # What casts or records gradients did so in the capture.
+            with device(self._device), torch.no_grad(), torch.autocast(kind(), enabled=False):
+                for node in self._nodes:
+                    node.run()
+        finally:
+            extension().replaying(False)
+
+    def reset(self) -> None:
+        """Forget what was captured, and its share in the pool."""
+        self._nodes = None
+        Graph._alive.discard(self)
+        if self._drop is not None:
+            self._drop()
+
+    def pool(self) -> Pool:
+        """The pool, for other graphs to share."""
+        if self._pool is None:
+            raise RuntimeError("pool() of a graph that was not captured")
+        return self._pool
+
+
+def graph_pool_handle() -> Pool:
+    """A pool for graphs to share."""
+    return 0, next(_pools)
+
+
+def is_current_stream_capturing() -> bool:
+    """Whether what is put on the current stream is captured."""
+    return extension().is_capturing()
+
+
+class graph:  # noqa: N801  # As every device's module has it.
+    """A block that a graph captures.
+
+    Args:
+        graph: Where to.
+        pool: Where to keep the memory, as for ``Graph.capture_begin``.
+        stream: The stream to capture on; without it one that is kept for it.
+        capture_error_mode: As for ``Graph.capture_begin``.
+    """
+
+    default_capture_stream: ClassVar[Stream | None] = None
+
+    def __init__(
+        self,
+        graph: Graph,
+        pool: Pool | None = None,
+        stream: torch.Stream | None = None,
+        capture_error_mode: str = "global",
+    ) -> None:
+        kept = type(self)
+        if stream is None and kept.default_capture_stream is None:
+            kept.default_capture_stream = Stream()
+        self._graph, self._given = graph, (pool, capture_error_mode)
+        self._stream = StreamContext(stream or kept.default_capture_stream)
+
+    def __enter__(self) -> None:
+        # What was freed but not collected would hold memory.
+        gc.collect()
+        self._stream.__enter__()
+        try:
+            self._graph.capture_begin(*self._given)
+        except BaseException:
+            self._stream.__exit__()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
+        try:
+            self._graph.capture_end()
+            if kind is not None:
+                self._graph.reset()
+        finally:
+            self._stream.__exit__()
