@@ -336,9 +336,17 @@ def hal_repairs():
     assert answers["again"] == [{"a switch": "applied"}, []]
 
 
-def test_what_a_backend_in_this_repository_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    hal_musa = import_module("hal_musa")
-    monkeypatch.delattr(torch.version, "musa", raising=False)
-    assert hal_musa.hal_repairs() == []
-    monkeypatch.setattr(torch.version, "musa", "50200", raising=False)
-    assert hal_musa.hal_repairs() == [DEVICE_CONSTANTS]
+def test_without_the_devices_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = ["at first"]
+    plugin = backend("b", devices=("acme", "toaster"))
+    plugin.wanted.append(switch(faulty))
+    with installed(plugin, NATIVE):
+        assert hal.repair() == {}
+        assert faulty
+        monkeypatch.setattr(torch, "toaster", object(), raising=False)
+        assert hal.repair() == {"a switch": "applied"}
+
+
+def test_the_backends_here_that_have_repairs() -> None:
+    having = {p.name: [each.name for each in p.wanted] for p in registry().load() if p.wanted}
+    assert having == {"musa": [DEVICE_CONSTANTS.name]}

@@ -23,8 +23,6 @@ def hal_devices() -> list[Device] | str:
 @hookimpl
 def hal_repairs() -> list[Repair]:
     """What torchada breaks by replacing ``torch.device``, which its 0.1.103 mends by itself."""
-    import torch
-
     from hal.repairs import DEVICE_CONSTANTS
 
-    return [] if getattr(torch.version, "musa", None) is None else [DEVICE_CONSTANTS]
+    return [DEVICE_CONSTANTS]
