@@ -5,7 +5,12 @@ Nothing here has run on such a device: it was tried on a simulated one.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hal import Backend, Device, Repair, hookimpl
+
+if TYPE_CHECKING:
+    from hal.testing.simulated import Face
 
 backend = Backend(api=1, torch=">=2.7", devices=("musa",))
 
@@ -26,3 +31,11 @@ def hal_repairs() -> list[Repair]:
     from hal.repairs import DEVICE_CONSTANTS
 
     return [DEVICE_CONSTANTS]
+
+
+@hookimpl
+def hal_simulated(card: str | None) -> Face | None:
+    """What torch_musa, on this card, looks like."""
+    from hal_musa.simulated import face
+
+    return face(card)
