@@ -125,7 +125,9 @@ def _batched(
         check(a.stride(-1) == 1 and b.stride(-2) == 1, "k must be contiguous")
         check(granularity == [-1, -1, -1], "the simulation has a scale for each operand")
         found *= _scales(a_scale, "a_scale", *a_scale.shape).reshape(())
-        found *= _scales(b_scale, "b_scale", *(b_scale.shape if b_scale is not None else ())).reshape(())
+        found *= _scales(
+            b_scale, "b_scale", *(b_scale.shape if b_scale is not None else ())
+        ).reshape(())
     write(out, found)
 
 
