@@ -37,11 +37,16 @@ def run(shim: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def generated(said: dict[str, str]) -> set[str]:
+    """What came of running generated code; torch 2.7's ``aot_eager`` interprets the graph."""
+    return {result for name, result in said.items() if not name.startswith("aot_eager")}
+
+
 def test_one_that_breaks_it() -> None:
     said = run("torchada==0.1.60")
     assert said["replaced"]
     assert said["before"] == NOT_NEEDED
-    assert set(said["broken"].values()) == set(said["undone"].values()) == FAULT
+    assert generated(said["broken"]) == generated(said["undone"]) == FAULT
     # It is mended by the time the graph with hal's operator has its code.
     assert (said["traced"], said["traced repairs"]) == ("ok", APPLIED)
     assert set(said["mended"].values()) == set(said["again"].values()) == {"ok"}
