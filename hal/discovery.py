@@ -13,6 +13,7 @@ import attrs
 
 from hal.hookspecs import Backend, Hook
 from hal.op import OPS
+from hal.repairs import Repair
 from hal.settings import settings
 from hal.version import __version__
 
@@ -61,6 +62,7 @@ class Plugin:
     reason: str | None = None
     backend: Backend | None = None
     hooks: dict[str, Hook] = attrs.Factory(dict)
+    wanted: list[Repair] = attrs.Factory(list)
     repairs: dict[str, str] = attrs.Factory(dict)
     problems: list[str] = attrs.Factory(list)
     error: BaseException | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from hal import Backend, Capability, Device, Kernel, hookimpl
+from hal import Backend, Capability, Device, Kernel, Repair, hookimpl
 
 backend = Backend(api=1, torch=">=2.7", devices=("musa",))
 
@@ -31,6 +31,22 @@ def hal_devices() -> list[Device] | str:
         Device("musa", index, vendor="Moore Threads", **known)
         for index, known in enumerate(facts())
     ]
+
+
+@hookimpl
+def hal_repairs() -> list[Repair]:
+    """What torchada breaks by replacing ``torch.device``, which its 0.1.103 mends by itself.
+
+    The fakes that torch_musa's operators lack are made here too: it is called as hal is loaded.
+    """
+    import torch
+
+    from hal.repairs import DEVICE_CONSTANTS
+
+    if getattr(torch.version, "musa", None) is None:
+        return []
+    importlib.import_module("hal_musa.fakes")
+    return [DEVICE_CONSTANTS]
 
 
 @hookimpl
