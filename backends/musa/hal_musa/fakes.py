@@ -1,4 +1,4 @@
-"""Shapes of torch_musa's operators that have no fake kernel; ``_fused_rmsnorm_*`` have their own."""
+"""Shapes of torch_musa's operators without a fake kernel; ``_fused_rmsnorm_*`` have their own."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor
 import hal
 
 
-def _as_it_is(input: Tensor) -> Tensor:  # noqa: A002  # The operators call it so.
+def _as_it_is(input: Tensor) -> Tensor:  # The operators call it so.
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 @hal.fake_if_exists("aten::_fused_swiglu_forward")
-def _swiglu(input: Tensor) -> Tensor:  # noqa: A002
+def _swiglu(input: Tensor) -> Tensor:
     return input.new_empty((*input.shape[:-1], input.shape[-1] // 2))
 
 
 @hal.fake_if_exists("aten::_fused_swiglu_backward")
-def _swiglu_backward(grad: Tensor, input: Tensor) -> Tensor:  # noqa: A002
+def _swiglu_backward(grad: Tensor, input: Tensor) -> Tensor:
     return _as_it_is(input)
 
 
 @hal.fake_if_exists("aten::_fused_rope_forward")
 def _rope(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     freq_cis: Tensor,
     rotary_interleaved: bool,
     batch_first: bool,

@@ -29,6 +29,8 @@ _DIRECT = ("3.6", "3.9")
 _SERIES = triton.__version__.rpartition(".")[0]
 _DIRECTLY = _SERIES in _DIRECT
 
+_LANES = 32
+
 # Past this many specialisations a kernel's table is made anew.
 _MAX_SPECIAL = 1024
 
@@ -88,7 +90,7 @@ class Launcher:
             numbers: Those that are annotated ``tl.int32``, ``tl.int64`` or ``tl.float32``.
             constants: Those that are annotated ``tl.constexpr``, but for a last one PDL: whether it
                 starts while the kernel before it ends.
-            num_warps: Warps of a program.
+            num_warps: Warps of a program, of 32 threads; of fewer where a device's are wider.
             num_stages: How many loads of a loop are under way at once.
         """
         special: Special | None = None
@@ -166,7 +168,8 @@ class Special:
         """Run it the way that Triton documents."""
         device = next(tensor.device for tensor in tensors if tensor is not None)
         pdl = (has_pdl(device),) if self._launcher.takes_pdl else ()
-        options = self._options | ({"launch_pdl": True} if True in pdl else {})
+        wide = {"num_warps": max(1, self._options["num_warps"] * _LANES // lanes(device))}
+        options = self._options | wide | ({"launch_pdl": True} if True in pdl else {})
         after = *self._constants, *pdl
         with _on(device):
             compiled = self._launcher.kernel[grid](*tensors, *numbers, *after, **options)
@@ -189,6 +192,12 @@ def _direct(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         how = run.launch_cooperative_grid, run.launch_pdl, None, None
         return run.launch, (compiled.function, *how, compiled.packed_metadata, *nothing)
     return run, (compiled.function, compiled.packed_metadata, *nothing)
+
+
+@functools.cache
+def lanes(device: torch.device) -> int:
+    """Threads of a warp, of which configurations take there to be 32."""
+    return hal.device(device).warp_size or _LANES
 
 
 @functools.cache
