@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,9 +42,16 @@ def vendor(path: str) -> Callable[..., Any] | None:
     return getattr(found, name, None)
 
 
-def there(need: str) -> bool:
+def _there(need: str) -> bool:
     """Whether an operator (``aten::silu``) or a function (``mate.hash_topk``) can be called."""
     return has_kernel(need) if "::" in need else vendor(need) is not None
+
+
+def _installed(need: str) -> bool:
+    """Whether there is the package of a function, or a kernel of an operator of torch's."""
+    if "::" in need:
+        return not need.startswith("aten::") or has_kernel(need)
+    return importlib.util.find_spec(need.partition(".")[0]) is not None
 
 
 @attrs.frozen
@@ -62,11 +70,12 @@ class Offer:
 
     def on(self, device: Device) -> Kernel | None:
         """The kernel as it is offered on a device; None where its library is not there."""
-        if not all(map(there, self.needs)):
-            return None
         arch = device.arch or 0
         if arch >= self.since:
-            return self.kernel
+            return self.kernel if all(map(_there, self.needs)) else None
+        # MATE cannot be asked for a function on what it is not for.
+        if not all(map(_installed, self.needs)):
+            return None
         reason = f"{self.kernel.name} has it from mp_{self.since} on, and this is mp_{arch}"
         return attrs.evolve(self.kernel, supports=_refusing(reason))
 
