@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 # Triton decides when it is imported whether its kernels are interpreted; these tests want that.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+
+
+# A simulated device cannot be taken out of a process again; its tests run in one of their own.
+SIMULATED = Path(__file__).parent / "simulated"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave them out unless they are asked for."""
+    if collection_path != SIMULATED:
+        return None
+    asked = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
+    return None if any(SIMULATED in (path, *path.parents) for path in asked) else True
 
 
 def pytest_collection_finish() -> None:
