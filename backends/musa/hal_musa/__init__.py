@@ -7,8 +7,12 @@ with what, and not how fast or how precise it is.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from hal import Backend, Capability, Device, Kernel, Repair, hookimpl
+
+if TYPE_CHECKING:
+    from hal.testing.simulated import Face
 
 backend = Backend(api=1, torch=">=2.7", devices=("musa",))
 
@@ -47,6 +51,14 @@ def hal_repairs() -> list[Repair]:
         return []
     importlib.import_module("hal_musa.fakes")
     return [DEVICE_CONSTANTS]
+
+
+@hookimpl
+def hal_simulated(card: str | None) -> Face | None:
+    """What torch_musa, on this card, looks like."""
+    from hal_musa.simulated import face
+
+    return face(card)
 
 
 @hookimpl

@@ -1,0 +1,81 @@
+"""Kernels of a simulated device: what they read, compute and write, on the host."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check", "host", "memory", "on_host", "only", "register", "sent", "write"]
+
+
+def check(holds: bool, message: str) -> None:
+    """Raise what TORCH_CHECK raises."""
+    if not holds:
+        raise RuntimeError(message)
+
+
+def only(what: str, dtype: torch.dtype, *allowed: torch.dtype) -> None:
+    """Refuse a dtype that is not among those allowed."""
+    names = ", ".join(str(one).removeprefix("torch.") for one in allowed)
+    check(dtype in allowed, f"{what} has to be of {names}, and is {dtype}")
+
+
+def host(x: Tensor) -> Tensor:
+    """A copy of ``x`` on the host, of its dtype and strides."""
+    return x.detach().cpu()
+
+
+def sent(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``x``, from the host, as a contiguous tensor on the device of ``like``: rounded once."""
+    return x.to(dtype or x.dtype).contiguous().to(like.device)
+
+
+def write(out: Tensor, values: Tensor) -> None:
+    """Round ``values``, from the host, into ``out`` on the device."""
+    out.copy_(values.to(out.dtype))
+
+
+def memory(x: Tensor, count: int) -> Tensor:
+    """The elements from where ``x`` starts, ``count`` of them or what its storage has.
+
+    What a kernel sees that is given an address: strides and sizes say nothing to it.
+    """
+    have = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+    return x.as_strided((min(count, have),), (1,))
+
+
+def _moved(x: Any) -> Any:
+    return host(x) if isinstance(x, Tensor) else x
+
+
+def _back(x: Any, like: Tensor) -> Any:
+    if isinstance(x, Tensor):
+        return sent(x, like)
+    return type(x)(_back(part, like) for part in x) if isinstance(x, tuple) else x
+
+
+def on_host(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel for the device from a function of tensors on the host, of which it writes none."""
+
+    @functools.wraps(compute)
+    def kernel(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        named = {name: _moved(x) for name, x in kwargs.items()}
+        return _back(compute(host(first), *map(_moved, args), **named), first)
+
+    return kernel
+
+
+def register(
+    namespace: str, kind: str, schemas: Sequence[str], kernels: dict[str, Callable[..., Any]]
+) -> torch.library.Library:
+    """Declare operators, with a kernel on the simulated device for those that have one."""
+    library = torch.library.Library(namespace, kind)
+    for schema in schemas:
+        library.define(schema)
+    for name, kernel in kernels.items():
+        library.impl(name, kernel, "PrivateUse1")
+    return library
