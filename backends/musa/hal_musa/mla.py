@@ -60,7 +60,8 @@ def mla_decode(
         )
         none = lens[:, None] <= 0
         out = out.squeeze(1).masked_fill(none.unsqueeze(-1), 0.0)
-        return out.contiguous(), lse.squeeze(2).masked_fill(none, -math.inf).contiguous()
+        # Its documentation has heads before tokens and its code tokens first; here is one token.
+        return out.contiguous(), lse.reshape(-1, heads).masked_fill(none, -math.inf)
 
     return run
 
