@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from simulated.vendors import ARCH
 
 import hal
 from hal.hardware import Capability
 from hal_musa import backend, probe
 from hal_musa.simulated import CARDS
+from simulated.vendors import ARCH
 
 WARPS = {21: 128, 22: 128, 31: 32}
 

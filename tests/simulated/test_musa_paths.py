@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from simulated.vendors import ARCH, asked, chosen, close, drawn, host, on_card, vendors
 from torch import Tensor
 
 import hal
 from hal.hardware import Capability
+from simulated.vendors import ARCH, asked, chosen, close, drawn, host, on_card, vendors
 
 BF16, F16, F32, E4M3 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 TRITON = hal.supports(Capability.TRITON, "musa")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from offering import installed
 from torch import Tensor
 
 import hal
 from hal.plugins import registry
 from hal_musa.simulated import libraries
+from offering import installed
 
 __all__ = ["ARCH", "asked", "chosen", "close", "drawn", "host", "on_card", "vendors"]
 
