@@ -64,9 +64,10 @@ def _tiles(least: int, most: int) -> Iterator[Config]:
             yield several, 2**power, warps
 
 
-def _heads() -> Iterator[Config]:
-    """Tokens, heads of 128 columns and warps."""
-    for tokens, heads, warps in itertools.product((1, 2, 4), (1, 2, 4, 8, 16), (1, 2, 4, 8)):
+def _heads(most: int) -> Iterator[Config]:
+    """Tokens, heads of 128 columns and warps, of which there are so many at most."""
+    some = [warps for warps in (1, 2, 4, 8) if warps <= most]
+    for tokens, heads, warps in itertools.product((1, 2, 4), (1, 2, 4, 8, 16), some):
         if 8 <= tokens * heads * 4 // warps <= 32:
             yield tokens, heads, warps
 
@@ -75,8 +76,9 @@ TUNABLE = {
     "gate": Tunable(("activation",), tuple(_tiles(8, 16))),
     "sum": Tunable(("router",), tuple(_tiles(2, 8))),
     "merge": Tunable(("decode",), tuple(_tiles(4, 16))),
-    "rotary": Tunable(("rotary",), tuple(_heads())),
-    "norm rotary": Tunable(("rotary",), tuple(_heads())),
+    "rotary": Tunable(("rotary",), tuple(_heads(8))),
+    # More warps would race for what they share.
+    "norm rotary": Tunable(("rotary",), tuple(_heads(1))),
     "rows": Tunable(("norm", "quant"), tuple((warps,) for warps in (1, 2, 4, 8, 16))),
     "groups": Tunable(("quant", "fused quant"), tuple(_tiles(8, 32))),
     "route": Tunable(

@@ -59,15 +59,28 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _simulate(device: str | None) -> None:
+    if device is not None:
+        from hal.testing.simulated import simulate  # With a compiler's help: rarely needed.
+
+        name, _, card = device.partition(":")
+        asked(simulate, name, card or None)
+
+
 @app.callback()
 def common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions.")
     ] = False,
+    simulated: Annotated[
+        str | None,
+        typer.Option("--simulate", help="With a device on host memory, NAME or NAME:CARD."),
+    ] = None,
 ) -> None:
     """What hal found on this machine, which kernels it chooses, and why."""
     del version  # Its callback has printed it by now.
     warnings.showwarning = _warn
+    _simulate(simulated)
 
 
 @app.command("devices")

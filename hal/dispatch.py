@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -173,39 +174,52 @@ def _guard(form: Form, flat: Sequence[Any]) -> Callable[..., bool]:
     strides.
     """
     values = [v for p, v in zip(form.op.parameters, flat, strict=True) if p.tensor]
-    given, kinds = _apart(values)
+    first: dict[int, int] = {}
+    given, same, plain = [], [], []
+    for place, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            plain.append((place, type(value), value))
+        elif id(value) in first:
+            same.append((place, first[id(value)]))
+        else:
+            first[id(value)] = place
+            given.append(value)
     guard = TensorGuards(
         *given,
         dynamic_dims_sizes=[list(tensor.shape) for tensor in given],  # pyright: ignore[reportArgumentType]
         dynamic_dims_strides=[list(tensor.stride()) for tensor in given],  # pyright: ignore[reportArgumentType]
     ).check
-    if len(given) == len(values):
-        return guard
+    return guard if len(given) == len(values) else _check(guard, [*first.values()], same, plain)
+
+
+def _check(
+    guard: Callable[..., bool],
+    places: list[int],
+    same: list[tuple[int, int]],
+    plain: list[tuple[int, type, Any]],
+) -> Callable[..., bool]:
+    """A check of all arguments by a guard of those at some places.
+
+    Args:
+        guard: It finds no tensor alike that it is given a second time.
+        places: Where tensors are given for the first time.
+        same: Where one is given again, and where first.
+        plain: Where there are other values, with their types.
+    """
+    # It gives a tuple only for several.
+    pick = operator.itemgetter(*places, places[0])
 
     def check(*args: Any) -> bool:
-        found, same = _apart(args)
-        return same == kinds and guard(*found)
+        for place, kind, value in plain:
+            found = args[place]
+            if found is not value and (type(found) is not kind or found != value):
+                return False
+        for place, other in same:
+            if args[place] is not args[other]:
+                return False
+        return guard(*pick(args)[:-1])
 
     return check
-
-
-def _apart(values: Sequence[Any]) -> tuple[list[Tensor], list[Any]]:
-    """The tensors, each once, and of each value which of them it is, or its type and itself.
-
-    TensorGuards finds no tensor alike that is given a second time.
-    """
-    given: list[Tensor] = []
-    kinds: list[Any] = []
-    places: dict[int, int] = {}
-    for value in values:
-        if isinstance(value, Tensor):
-            place = places.setdefault(id(value), len(given))
-            if place == len(given):
-                given.append(value)
-            kinds.append(place)
-        else:
-            kinds.append((type(value), value))
-    return given, kinds
 
 
 def _first(entries: tuple[Any, ...] | None, count: int) -> tuple[Any, ...] | None:

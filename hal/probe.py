@@ -13,7 +13,7 @@ from hal.errors import InvalidInput, InvalidType
 from hal.hardware import Capability, Device
 from hal.plugins import REFERENCE, Plugin, is_a, registry
 
-__all__ = ["device", "devices", "known_capability", "supports"]
+__all__ = ["asked", "device", "devices", "known_capability", "supports"]
 
 
 def _by_precedence() -> list[Plugin]:
@@ -70,6 +70,11 @@ def _probe() -> dict[tuple[str, int | None], Device]:
         for seen in _seen(plugin):
             found.setdefault((seen.type, seen.index), seen)
     return {key: attrs.evolve(seen, capabilities=_claims(seen)) for key, seen in found.items()}
+
+
+def asked() -> bool:
+    """Whether devices were looked for, which is done once."""
+    return _probe.cache_info().currsize > 0
 
 
 @functools.cache

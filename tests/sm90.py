@@ -82,9 +82,9 @@ def recorded() -> Generator[list[Launch]]:
 
     def keep(self: Any, grid: object, tensors: Sequence[Tensor | None], numbers: object) -> None:
         pointers = tuple(None if t is None else TYPES[t.dtype] for t in tensors)
-        launcher, options = self._launcher, tuple(self._options.items())
+        launcher, options = self.launcher, tuple(self.options.items())
         name = launcher.kernel.fn.__name__
-        found.append(Launch(launcher, name, pointers, tuple(self._constants), options))
+        found.append(Launch(launcher, name, pointers, tuple(self.constants), options))
 
     with mock.patch.object(Special, "__call__", keep):
         yield found

@@ -41,6 +41,9 @@ ALLOWED = {
     ("discovery.py", "native"): "the reference has to be known by name",
     ("subject.py", "cpu"): "where the kit's samples are made and its oracles compute",
     ("compat.py", "privateuse"): "torch's dispatch keys for devices it does not know",
+    ("place.py", "privateuse"): "torch's spare type of device, which is simulated",
+    ("simulate.py", "privateuse"): "torch's spare type of device, which is simulated",
+    ("codegen.py", "cpu"): "Inductor's code for a simulated device is that for the host",
 }
 # torch's device without data is not a device of any vendor.
 WITHOUT_DATA = "meta"

@@ -22,6 +22,7 @@ from hal.testing.checks import Effort
 from hal.testing.checks.check import under_way
 from hal.testing.outcome import Cell, Refuted, Status
 from hal.testing.questions import Question, questions
+from hal.testing.simulated import Simulation, simulate, simulation
 from hal.testing.subject import HOST
 
 __all__ = ["ask"]
@@ -145,7 +146,7 @@ def _server() -> _Server:
 def _started() -> _Server:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, simulation()), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -155,9 +156,11 @@ def _started() -> _Server:
     return _Server(process, ours)
 
 
-def _serve(pipe: Any) -> None:
+def _serve(pipe: Any, simulated: Simulation | None) -> None:
     _secluded()
     faulthandler.enable()
+    if simulated is not None:
+        simulate(**attrs.asdict(simulated))
     pipe.send(True)
     healthy = True
     while healthy:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hal import prepared
-from hal_triton.attention_launch import Run, Tensors, Tile, bound, results
+from hal_triton.attention_launch import Run, Tensors, Tile, results
 from hal_triton.attention_parts import (
     ONE,
     Keys,
@@ -71,9 +71,8 @@ def varlen_attention(
         starts = starts_q_in(cu_seqlens_q), starts_k_in(cu_seqlens_k)
         return query_in(q), k, v, None, *starts, sinks_in(sinks), None, None
 
-    like = given(q, k, v, cu_seqlens_q, cu_seqlens_k, sinks=sinks)
     width = head_width(q.shape[2], v.shape[2])
-    run = _attend(query, Keys.ragged(k, v), width, scores, like)
+    run = _attend(query, Keys.ragged(k, v), width, scores)
     return lambda *args, **options: run(given(*args, **options))
 
 
@@ -127,9 +126,7 @@ def paged_attention(
         factors = sinks_in(sinks), scales[0].convert(k_scale), scales[1].convert(v_scale)
         return query_in(q), k_cache, v_cache, *sequences, *factors, *rest
 
-    at = q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q
-    like = given(*at, sinks=sinks, k_scale=k_scale, v_scale=v_scale)
-    run = how(query, keys, head_width(q.shape[2], v_cache.shape[3]), scores, like, *scales)
+    run = how(query, keys, head_width(q.shape[2], v_cache.shape[3]), scores, *scales)
     return lambda *args, **options: run(given(*args, **options))
 
 
@@ -174,7 +171,6 @@ def _attend(
     keys: Keys,
     width: Width,
     scores: Scores,
-    like: Tensors,
     k_scale: Scale = ONE,
     v_scale: Scale = ONE,
 ) -> Run:
@@ -189,9 +185,7 @@ def _attend(
     pack = group if 0 < query.longest * group <= tile.rows else 1
     tiles = max(ceil_div(min(query.longest, tokens) * pack, tile.rows), 1)
     told = numbers(query, keys, width, scores, k_scale, v_scale)
-    launch = bound(
-        attend,
-        like,
+    launch = attend.bind(
         # One sequence more, for the padding.
         ((query.sequences + 1) * tiles, heads // pack, 1),
         (query.sequences, tiles, tokens, heads, pack, *told),
@@ -206,7 +200,7 @@ def _attend(
 
     def run(given: Tensors) -> tuple[Tensor, Tensor]:
         both = empty()
-        launch((*both, *given))
+        launch(*both, *given)
         return both
 
     return run

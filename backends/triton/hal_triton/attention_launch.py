@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hal_triton.launch import Launcher, Special
 from hal_triton.layout import empty
 
-__all__ = ["Run", "Tensors", "Tile", "bound", "floats", "results"]
+__all__ = ["Run", "Tensors", "Tile", "floats", "results"]
 
 Run = Callable[..., tuple[Tensor, Tensor]]
 Tensors = Sequence[Tensor | None]
@@ -63,34 +61,3 @@ def results(q: Tensor, value_dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
 def floats(shape: Sequence[int], like: Tensor) -> Callable[[], Tensor]:
     """What makes memory for numbers in float32."""
     return empty(shape, like.new_empty((), dtype=torch.float32))
-
-
-def bound(
-    kernel: Launcher,
-    given: Tensors,
-    grid: tuple[int, int, int],
-    numbers: Sequence[float],
-    constants: Sequence[Any],
-    num_warps: int,
-    num_stages: int = 3,
-) -> Callable[[Tensors], None]:
-    """What runs a kernel for tensors of the device and the dtypes of those given, among others.
-
-    What is compiled is shared: the longest sequence, a number, is another one at each step.
-    """
-    device = next(tensor.device for tensor in given if tensor is not None)
-    dtypes = tuple(None if tensor is None else tensor.dtype for tensor in given)
-    launch = _special(kernel, tuple(constants), num_warps, num_stages, device, dtypes)
-    return lambda tensors: launch(grid, tensors, numbers)
-
-
-@functools.lru_cache(maxsize=1024)
-def _special(
-    kernel: Launcher,
-    constants: tuple[Any, ...],
-    num_warps: int,
-    num_stages: int,
-    _device: torch.device,
-    _dtypes: tuple[torch.dtype | None, ...],
-) -> Special:
-    return Special(kernel, constants, num_warps, num_stages)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hal_triton.attention_launch import Run, Tensors, Tile, bound, floats, results
+from hal_triton.attention_launch import Run, Tensors, Tile, floats, results
 from hal_triton.attention_parts import ONE, Keys, Query, Scale, Scores, Width, numbers
 from hal_triton.kernels.attention_merge import merge_parts
 from hal_triton.kernels.attention_split import attend_parts
@@ -21,10 +21,10 @@ _CHUNKS, _SHORT, _STEP = 64, 16, 128
 """As in the kernels."""
 _MERGED = 512
 """Elements of a program's sums when they are merged: 4 of each thread, of many chunks."""
-_BUSY = 200
+_BUSY = 128
 """Programs with which a large device is as good as full, and need not be more."""
-_FILLED = 528
-"""Programs to make of fewer: 4 for each of 132 processors, which hold 2 of them at once."""
+_FILLED = 264
+"""Programs to make of fewer, at most: 2 for each of 132 processors, which hold no more at once."""
 _LONG = 8192
 """Keys beyond which a sequence has 4 programs nevertheless: all others may be short."""
 _FOLDED = 8192
@@ -91,7 +91,7 @@ def _plan(sequences: int, programs: int, span: int, sums: int) -> _Plan:
     if sums > _FOLDED:
         return _Plan(least, chunks, chunks)
     programs *= sequences
-    slots = 1 if programs == 0 or programs >= _BUSY else ceil_div(_FILLED, programs)
+    slots = 1 if programs == 0 or programs >= _BUSY else _FILLED // programs
     return _Plan(least, chunks, min(chunks, max(slots, 4 if span > _LONG else 1)))
 
 
@@ -100,7 +100,6 @@ def attend_split(
     keys: Keys,
     width: Width,
     scores: Scores,
-    like: Tensors,
     k_scale: Scale = ONE,
     v_scale: Scale = ONE,
 ) -> Run:
@@ -116,9 +115,7 @@ def attend_split(
     told = rows, *numbers(query, keys, width, scores, k_scale, v_scale)
     # A page of a whole tile is a uniform register, of which so many products leave none.
     pages = min(keys.pages(tile.keys), 3 if sums <= _FOLDED else 2)
-    first = bound(
-        attend_parts,
-        like,
+    first = attend_parts.bind(
         # Without heads of queries there is nothing to write, nor to tell those of keys apart by.
         (shares * keys.heads if heads else 0, max(tiles, 1), 1),
         (query.sequences, tokens, heads, plan.slots, plan.chunks, *told),
@@ -134,9 +131,7 @@ def attend_split(
     if not plan.shared:
         return _run((first,), empty, lambda: None)
     pieces, *merged, num_warps = _merged(rows, plan, width)
-    second = bound(
-        merge_parts,
-        like,
+    second = merge_parts.bind(
         (all_of_them * pieces, keys.heads, 1),
         (query.sequences, pieces, tokens, heads, plan.chunks, *told),
         (scores.cap > 0, keys.pages(1), plan.chunk, *merged, *width[3:], unit),
@@ -147,7 +142,7 @@ def attend_split(
 
 
 def _run(
-    launches: tuple[Callable[[Tensors], None], ...],
+    launches: tuple[Callable[..., None], ...],
     empty: Callable[[], tuple[Tensor, Tensor]],
     room: Callable[[], Tensor | None],
 ) -> Run:
@@ -155,7 +150,7 @@ def _run(
         both = empty()
         tensors = *both, room(), *given
         for launch in launches:
-            launch(tensors)
+            launch(*tensors)
         return both
 
     return run

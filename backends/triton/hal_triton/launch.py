@@ -28,8 +28,11 @@ __all__ = ["INTERPRETED", "Launcher", "Special", "launcher", "next_power_of_2"]
 _DIRECT = ("3.6", "3.9")
 _SERIES = triton.__version__.rpartition(".")[0]
 _DIRECTLY = _SERIES in _DIRECT
+_runtime: Any = getattr(knobs, "runtime", None)
+_quiet: Any = getattr(_runtime, "launch_enter_hook", None)
 
 _LANES = 32
+_NUMBERS = ("tl.int32", "tl.int64", "tl.float32")
 
 # Past this many specialisations a kernel's table is made anew.
 _MAX_SPECIAL = 1024
@@ -38,6 +41,45 @@ _MAX_SPECIAL = 1024
 def next_power_of_2(n: int) -> int:
     """The least power of two that is not below ``n``, at least 1."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+# One call of Python's for a launch: tensors to pointers, what has to be as it was compiled for, and
+# the compiled kernel's own function.
+_TEMPLATE = """
+def make(special, grid, numbers, slow, runtime, quiet):
+    x, y, z = grid
+    def launch({tensors}):
+        nonlocal special
+        {pointers}
+        if (
+            ({together}) & 15
+            or special.device != special.current()
+            or runtime.launch_enter_hook is not quiet
+            or quiet.calls
+        ):
+            special = slow(special, ({tensors}))
+        else:
+            special.launch(
+                x, y, z, special.stream(special.device), *special.before,
+                {given}, *numbers, *special.after,
+            )
+    return launch
+"""
+
+
+@functools.cache
+def _maker(count: int) -> Callable[..., Callable[..., None]]:
+    """What makes functions that launch a kernel of so many tensors."""
+    names = range(count)
+    source = _TEMPLATE.format(
+        tensors="".join(f"t{i}, " for i in names),
+        pointers="; ".join(f"p{i} = None if t{i} is None else t{i}.data_ptr()" for i in names),
+        together=" | ".join(f"(p{i} or 0)" for i in names),
+        given=", ".join(f"p{i}" for i in names),
+    )
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(compile(source, f"<launch of {count} tensors>", "exec"), namespace)
+    return namespace["make"]
 
 
 class Launcher:
@@ -50,12 +92,10 @@ class Launcher:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         parameters = inspect.signature(function).parameters
+        kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
         self.takes_pdl = "PDL" in parameters
-        numbers = [
-            name
-            for name, parameter in parameters.items()
-            if str(parameter.annotation) in ("tl.int32", "tl.int64", "tl.float32")
-        ]
+        numbers = [name for name, kind in kinds.items() if kind in _NUMBERS]
+        self._make = _maker(sum(not kind.startswith("tl.") for kind in kinds.values()))
         self.kernel: Any = triton.jit(do_not_specialize=numbers)(function)  # pyright: ignore
         self._special: dict[tuple[Any, ...], Special] = {}
         functools.update_wrapper(self, function)
@@ -70,7 +110,7 @@ class Launcher:
         num_stages: int = 3,
     ) -> None:
         """Run it once, as ``bind`` says."""
-        self._for(tensors, constants, num_warps, num_stages)(grid, tensors, numbers)
+        self.bind(grid, numbers, constants, num_warps, num_stages)(*tensors)
 
     def bind(
         self,
@@ -93,15 +133,16 @@ class Launcher:
             num_warps: Warps of a program, of 32 threads; of fewer where a device's are wider.
             num_stages: How many loads of a loop are under way at once.
         """
-        special: Special | None = None
 
-        def launch(*tensors: Tensor | None) -> None:
-            nonlocal special
-            if special is None:
+        def slow(special: Special, tensors: tuple[Tensor | None, ...]) -> Special:
+            if special is _NONE:
                 special = self._for(tensors, constants, num_warps, num_stages)
             special(grid, tensors, numbers)
+            return special
 
-        return launch
+        if 0 in grid:
+            return _nothing_to_run
+        return self._make(_NONE, grid, numbers, slow, _runtime, _quiet)
 
     def _for(
         self,
@@ -118,45 +159,45 @@ class Launcher:
         if special is None:
             if len(self._special) >= _MAX_SPECIAL:
                 self._special.clear()
-            special = self._special[key] = Special(self, constants, num_warps, num_stages)
+            options = {"num_warps": num_warps, "num_stages": num_stages}
+            special = self._special[key] = Special(self, constants, options)
         return special
 
 
 class Special:
-    """A kernel for some constants, and for the device and the dtypes of its first call."""
+    """A kernel for some constants, and for the device and the dtypes of its first call.
+
+    Attributes:
+        device: The number of the device; none is current that has -1, until there is what launches.
+        current: Tells the number of the current device.
+        stream: Tells the current stream of a device.
+        launch: Launches, given the grid, the stream, what is ``before`` the arguments, the
+            arguments that differ from call to call, and those ``after`` them.
+    """
 
     def __init__(
-        self, launcher: Launcher, constants: Sequence[Any], num_warps: int, num_stages: int
+        self, launcher: Launcher | None, constants: Sequence[Any], options: dict[str, int]
     ) -> None:
-        self._launcher, self._constants = launcher, constants
-        self._options = {"num_warps": num_warps, "num_stages": num_stages}
-        self._device: int | None = -1  # No device's, until there is what launches it.
-        self._launch: Any = None
-        self._before: tuple[Any, ...] = ()
-        self._after: tuple[Any, ...] = ()
+        self.launcher, self.constants, self.options = launcher, constants, options
+        self.device: int | None = -1
+        self.current: Callable[[], int] = _no_device
+        self.stream: Any = None
+        self.launch: Any = None
+        self.before: tuple[Any, ...] = ()
+        self.after: tuple[Any, ...] = ()
 
     def __call__(
         self, grid: tuple[int, int, int], tensors: Sequence[Tensor | None], numbers: Sequence[float]
     ) -> None:
-        """Run it."""
-        together = 0
-        pointers: list[int | None] = []
-        for tensor in tensors:
-            if tensor is None:
-                pointers.append(None)
-            else:
-                pointer = tensor.data_ptr()
-                pointers.append(pointer)
-                together |= pointer
+        """Run it once; directly, if it is compiled and that is possible."""
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         # It is kept as it was compiled for tensors that are all aligned.
-        if together % 16 or self._device != _current_device() or _watched():
-            if 0 not in grid:
-                self._slow(grid, tensors, numbers, keep=not together % 16)
-            return
-        if 0 in grid:
-            return
-        stream = driver.active.get_current_stream(self._device)
-        self._launch(*grid, stream, *self._before, *pointers, *numbers, *self._after)
+        aligned = not any(pointer and pointer % 16 for pointer in pointers)
+        if aligned and self.device == self.current() and not _watched():
+            stream = self.stream(self.device)
+            self.launch(*grid, stream, *self.before, *pointers, *numbers, *self.after)
+        else:
+            self._slow(grid, tensors, numbers, aligned)
 
     def _slow(
         self,
@@ -166,21 +207,36 @@ class Special:
         keep: bool,
     ) -> None:
         """Run it the way that Triton documents."""
+        launcher = self.launcher
+        assert launcher is not None
         device = next(tensor.device for tensor in tensors if tensor is not None)
-        pdl = (has_pdl(device),) if self._launcher.takes_pdl else ()
-        wide = {"num_warps": max(1, self._options["num_warps"] * _LANES // lanes(device))}
-        options = self._options | wide | ({"launch_pdl": True} if True in pdl else {})
-        after = *self._constants, *pdl
+        pdl = (has_pdl(device),) if launcher.takes_pdl else ()
+        wide = {"num_warps": max(1, self.options["num_warps"] * _LANES // lanes(device))}
+        options = self.options | wide | ({"launch_pdl": True} if True in pdl else {})
+        after = *self.constants, *pdl
         with _on(device):
-            compiled = self._launcher.kernel[grid](*tensors, *numbers, *after, **options)
+            compiled = launcher.kernel[grid](*tensors, *numbers, *after, **options)
         if keep and _DIRECTLY and not INTERPRETED:
-            self._launch, self._before = _direct(compiled)
-            self._device, self._after = device.index, after
+            self.launch, self.before = _direct(compiled)
+            self.current, self.stream = _current_of(device), driver.active.get_current_stream
+            self.device, self.after = device.index, after
 
 
-def _current_device() -> int:
-    # The interpreter has no driver to ask.
-    return -2 if INTERPRETED else driver.active.get_current_device()
+def _no_device() -> int:
+    return -2
+
+
+_NONE = Special(None, (), {})
+"""What is not looked for yet."""
+
+
+def _nothing_to_run(*_tensors: Tensor | None) -> None:
+    pass
+
+
+def _current_of(device: torch.device) -> Callable[[], int]:
+    # What torch's own module asks, after it has looked whether the device is initialised.
+    return getattr(torch._C, f"_{device.type}_getDevice", driver.active.get_current_device)  # pyright: ignore[reportPrivateUsage]
 
 
 def _direct(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -213,7 +269,7 @@ def launcher(function: Callable[..., Any]) -> Launcher:
 
 def _watched() -> bool:
     """Whether someone, such as a profiler, wants to hear of each launch."""
-    enter = knobs.runtime.launch_enter_hook
+    enter = _runtime.launch_enter_hook
     return enter is not None and bool(getattr(enter, "calls", True))
 
 

@@ -53,8 +53,7 @@ def mla_decode(
         sequences = table_in(block_table), None, lens_in(seq_lens)
         return nope_in(q_nope), kv_cache, None, *sequences, None, None, None, rope_in(q_rope)
 
-    like = given(q_nope, q_rope, kv_cache, block_table, seq_lens)
-    run = attend_split(query, keys, width, Scores.of(scale), like)
+    run = attend_split(query, keys, width, Scores.of(scale))
     return lambda *args, **options: run(given(*args, **options))
 
 

@@ -15,8 +15,7 @@ from hal_triton.layout import ceil_div, unit
 from hal_triton.target import served
 
 _ELEMENTS = 1024
-_SHORT = 64
-"""Pairs of a head with fewer of which threads share weights."""
+"""Those of a program's heads."""
 
 
 def rotary_embedding(
@@ -156,16 +155,17 @@ def how(
     tokens, q_heads, head_dim = x[0].shape
     k_heads = 0 if x[1] is None else x[1].shape[1]
     half, rest = cos_sin_cache.shape[1] // 2, head_dim - cos_sin_cache.shape[1]
-    room, most = max(1, _ELEMENTS // next_power_of_2(head_dim)), max(q_heads, k_heads)
-    some = min(room, next_power_of_2(most))
-    usual = room // some, some, 4
-    # With a norm there are sums, whose order must not go by the number of tokens.
-    name, sizes = ("rotary", (tokens, head_dim)) if eps is None else ("norm rotary", (head_dim,))
+    block, most = next_power_of_2(head_dim), max(q_heads, k_heads)
+    if eps is None:
+        name, sizes, room, num_warps = "rotary", (tokens, head_dim), _ELEMENTS // block, 4
+    else:
+        # With a norm there are sums, whose order must not go by the number of tokens. Of several
+        # warps all would store the angles and weights that they share, of which compute-sanitizer
+        # says that they race.
+        name, sizes, room, num_warps = "norm rotary", (head_dim,), _ELEMENTS // 2 // block, 1
+    some = min(max(room, 1), next_power_of_2(most))
+    usual = max(room, 1) // some, some, num_warps
     several, heads, num_warps = measured(name, x[0].device, sizes, usual)
-    if eps is not None and (rest or half < _SHORT):
-        # Threads hold the same weights then; Triton has them all store them, of which compute-
-        # sanitizer says that they race.
-        num_warps = 1
     row = cos_sin_cache.stride(0)
     grid = ceil_div(tokens, several), ceil_div(q_heads, heads) + ceil_div(k_heads, heads), 1
     strides = (*_strides(out[0]), *_strides(x[0]), *_strides(out[1]), *_strides(x[1]), row)

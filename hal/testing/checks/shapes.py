@@ -19,7 +19,7 @@ from hal.testing.checks.results import same_bits
 from hal.testing.checks.symbolic import general
 from hal.testing.outcome import NotTried
 from hal.testing.record import Sample
-from hal.testing.subject import Subject, results
+from hal.testing.subject import HOST, Subject, results
 from hal.validate import overlaps
 
 __all__: list[str] = []
@@ -183,8 +183,12 @@ def _same(subject: Subject, got: Tensor, want: Tensor) -> bool:
 
 
 def _recorded(subject: Subject, form: Form, arguments: Sequence[Any]) -> None:
-    """Have torch look at the gradients' registration, which it does if one is asked for."""
-    leaves = [v.detach().requires_grad_() if _differentiable(v) else v for v in arguments]
+    """Have torch look at the gradients' registration, which it does if one is asked for.
+
+    It is the same for all devices, of which torch knows but some here.
+    """
+    here = [v.detach().to(HOST) if isinstance(v, Tensor) else v for v in arguments]
+    leaves = [v.requires_grad_() if _differentiable(v) else v for v in here]
     if subject.op.grad and not form.inplace and any(map(_differentiable, arguments)):
         opcheck(form.overload, tuple(leaves), test_utils="test_autograd_registration")
 

@@ -1,4 +1,4 @@
-"""``torch.compile`` on simulated devices: Dynamo's interface, and Inductor's code for the host."""
+"""``torch.compile`` with Inductor on simulated devices, whose code for the host runs there."""
 
 from __future__ import annotations
 
@@ -8,44 +8,91 @@ from typing import Any
 
 import torch
 
-__all__ = ["inductor", "interface"]
+__all__ = ["attributes"]
+
+_WANTED = {"Scheduling", "PythonWrapperCodegen", "CppWrapperCodegen", "WrapperFxCodegen"}
+"""The attributes of a device's module in which Inductor looks for its parts."""
 
 
-def interface(module: ModuleType) -> Any:
-    """What Dynamo and Inductor ask about a device, answered by its module."""
+def attributes(module: ModuleType) -> Any:
+    """The ``__getattr__`` of a device's module: Inductor's parts, once it asks for them.
+
+    They import it, which takes long.
+    """
+    found: dict[str, Any] = {}
+
+    def attribute(name: str) -> Any:
+        if name not in _WANTED:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        if name == "WrapperFxCodegen":  # Torch 2.7 has none, and does not ask.
+            return importlib.import_module("torch._inductor.codegen.wrapper_fxir").WrapperFxCodegen
+        if not found:
+            found.update(_inductor(module))
+        return found[name]
+
+    return attribute
+
+
+def _interface(module: ModuleType) -> Any:
+    """What Inductor asks about a device, answered by its module."""
     from torch._dynamo.device_interface import DeviceInterface
 
-    class Interface(DeviceInterface):
-        device = module.device
-        Event = module.Event
-        Stream = module.Stream
-        current_device = staticmethod(module.current_device)
-        set_device = staticmethod(module.set_device)
-        device_count = staticmethod(module.device_count)
-        is_available = staticmethod(module.is_available)
-        synchronize = staticmethod(module.synchronize)
-        stream = staticmethod(module.stream)
-        current_stream = staticmethod(module.current_stream)
-        set_stream = staticmethod(module.set_stream)
-        get_device_properties = staticmethod(module.get_device_properties)
-        exchange_device = staticmethod(module._exchange_device)
-        maybe_exchange_device = staticmethod(module._maybe_exchange_device)
+    def raw_stream(index: int) -> int:
+        return module.current_stream(index).stream_id
 
-        class Worker:
-            current_device = staticmethod(module.current_device)
-            set_device = staticmethod(module.set_device)
-            get_device_properties = staticmethod(module.get_device_properties)
+    named: dict[str, Any] = {
+        name: getattr(module, name)
+        for name in vars(DeviceInterface)
+        if hasattr(module, name) and not name.startswith("__")
+    }
+    named = {n: v if isinstance(v, type) else staticmethod(v) for n, v in named.items()}
+    named["get_raw_stream"] = staticmethod(raw_stream)
+    named["get_compute_capability"] = staticmethod(lambda device=None: "")
+    named["is_bf16_supported"] = staticmethod(lambda including_emulation=False: True)
+    return type("Interface", (DeviceInterface,), named)
 
+
+def _inductor(module: ModuleType) -> dict[str, Any]:
+    from torch._dynamo.device_interface import register_interface_for_device
+    from torch._inductor import config
+    from torch._inductor.codegen import cpu_device_op_overrides
+    from torch._inductor.codegen.common import register_device_op_overrides
+    from torch._inductor.codegen.cpp import CppScheduling
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    # It takes what is not the host for a device whose kernels have another form (torch 2.13).
+    if hasattr(config, "loop_reindexing_after_fusion"):
+        config.loop_reindexing_after_fusion = False
+    kind = module.__name__.rpartition(".")[2]
+    interface = _interface(module)
+    for name in (kind, *(f"{kind}:{i}" for i in range(module.device_count()))):
+        register_interface_for_device(name, interface)
+    register_device_op_overrides(kind, cpu_device_op_overrides.CpuDeviceOpOverrides())
+    return {
+        "Scheduling": CppScheduling,
+        "PythonWrapperCodegen": _wrapper(),
+        "CppWrapperCodegen": CppWrapperCpu,
+    }
+
+
+def _wrapper() -> Any:
+    """The code around Inductor's kernels, which it calls as those of the host."""
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+
+    host = torch.device("cpu")
+
+    class Wrapper(PythonWrapperCodegen):
         @staticmethod
-        def get_raw_stream(device_idx: int) -> int:
-            return module.current_stream(device_idx).stream_id
+        def create(is_subgraph: bool, *given: Any, **named: Any) -> Any:
+            made = PythonWrapperCodegen.create(is_subgraph, *given, **named)
+            return made if is_subgraph else Wrapper()
 
-        @staticmethod
-        def get_compute_capability(device: Any = None) -> str:
-            return ""
+        # Torch 2.7 calls the one, newer ones the other.
+        def generate_kernel_call(self, kernel_name: str, *given: Any, **named: Any) -> Any:
+            return super().generate_kernel_call(kernel_name, *given, **named | {"device": host})
 
-        @staticmethod
-        def is_bf16_supported(including_emulation: bool = False) -> bool:
-            return True
+        def _generate_kernel_call_helper(self, kernel_name: str, *given: Any, **named: Any) -> Any:
+            helper = super()._generate_kernel_call_helper
+            return helper(kernel_name, *given, **named | {"device": host})
 
-    return Interface
+    return Wrapper

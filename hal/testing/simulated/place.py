@@ -45,6 +45,7 @@ class Properties:
 
     name: str
     total_memory: int
+    multi_processor_count: int = 1
 
 
 _describe: Callable[[int], Any] | None = None

@@ -10,7 +10,8 @@ import torch
 
 from hal.errors import HalError, InvalidInput
 from hal.plugins import registry
-from hal.testing.simulated import graphs, memory, place, random, streams
+from hal.probe import asked
+from hal.testing.simulated import codegen, graphs, memory, place, random, streams
 from hal.testing.simulated.build import extension
 from hal.testing.simulated.face import Face
 
@@ -68,12 +69,17 @@ def _module(name: str) -> ModuleType:
     for part in (place, memory, random, streams, graphs):
         vars(made).update({each: getattr(part, each) for each in part.__all__})
     setattr(made, f"{name.upper()}Graph", graphs.Graph)
+    vars(made)["__getattr__"] = codegen.attributes(made)
     return made
 
 
 def _make(wanted: Simulation) -> ModuleType:
     name = wanted.name
     _check_name(name)
+    if asked():
+        raise HalError(
+            f"hal knows this machine's devices already; simulate {name} before hal is first asked"
+        )
     face = _face(name, wanted.card)
     usual = _MEMORY if face is None else face.memory
     extension().start(wanted.devices, usual if wanted.memory is None else wanted.memory)

@@ -1,0 +1,149 @@
+"""A capture on a simulated device: what runs meanwhile is recorded, and undone when it ends."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hal.testing.simulated.build import extension
+from hal.testing.simulated.place import kind
+
+__all__ = ["Node", "Recorder"]
+
+# They have no part in a replay: memory, and how it is looked at, is the same in each.
+_LAYOUT = {
+    f"aten::{name}"
+    for name in (
+        *("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty"),
+        *("new_empty_strided", "resize_", "resize_as_", "set_"),
+    )
+}
+
+
+@functools.cache
+def _is_layout(op: Any) -> bool:
+    """Whether an operator computes nothing: it allocates, or returns a view of an argument."""
+    aliases = [r.alias_info for r in op._schema.returns if r.alias_info]
+    return op._schema.name in _LAYOUT or any(not alias.is_write for alias in aliases)
+
+
+def _here(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == kind()
+
+
+def _base(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _unowned(value: Any) -> Any:
+    return extension().unowned(value) if _here(value) else value
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors of the device in arguments or results."""
+    return [leaf for leaf in tree_leaves(values) if _here(leaf)]
+
+
+def _written(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The arguments that an operator writes into, also of the host."""
+    for i, argument in enumerate(op._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+@attrs.frozen(eq=False)
+class Node:
+    """One operator of a graph; its tensors have no share in their memory.
+
+    Attributes:
+        results: What the operator returned: where a replay puts what it returns then.
+        serials: Which allocation was at the address of each tensor.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[Any]
+    serials: dict[int, int]
+
+    def run(self) -> None:
+        """Do it again."""
+        for address, serial in self.serials.items():
+            if extension().serial_at(address) != serial:
+                raise RuntimeError(
+                    f"{kind()} error: illegal memory access: a replay runs {self.op} on memory "
+                    "that was freed after the capture"
+                )
+        found = tree_leaves(self.op(*self.args, **self.kwargs))
+        for kept, new in zip(self.results, found, strict=True):
+            if _here(kept) and kept.data_ptr() != new.data_ptr():
+                kept.copy_(new)
+
+
+class Recorder(TorchDispatchMode):
+    """Runs what is captured, and remembers what the caller's tensors held before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self._made: dict[int, Tensor] = {}
+        self._before: dict[int, tuple[Tensor, bytes]] = {}
+        self._states = [(g, g.get_state()) for g in _generators()]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # What runs on a stream outside of the capture just runs, and so does what is the host's.
+        if not extension().takes_part():
+            return func(*args, **kwargs)
+        self._remember(func, args, kwargs)
+        results = func(*args, **kwargs)
+        given, returned = _tensors((args, kwargs)), _tensors(results)
+        if given or returned:
+            self._record(func, args, kwargs, results)
+            bases = {_base(tensor) for tensor in given}
+            fresh = {_base(t): _unowned(t) for t in returned if _base(t) not in bases}
+            self._made.update(fresh)
+        return results
+
+    def _remember(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Generator) and leaf not in [g for g, _ in self._states]:
+                self._states.append((leaf, leaf.get_state()))
+        for tensor in _written(op, args, kwargs):
+            base = _base(tensor)
+            if base not in self._made and base not in self._before:
+                self._before[base] = tensor, extension().contents(tensor)
+
+    def _record(self, op: Any, args: Any, kwargs: Any, results: Any) -> None:
+        if _is_layout(op):
+            return
+        used = [_base(t) for t in _tensors((args, kwargs, results))]
+        serials = {base: extension().serial_at(base) for base in used if base}
+        leaves = [_unowned(leaf) for leaf in tree_leaves(results)]
+        self.nodes.append(
+            Node(op, tree_map(_unowned, args), tree_map(_unowned, kwargs), leaves, serials)
+        )
+
+    def undo(self) -> None:
+        """Leave the caller's tensors as they were, and no result that was computed."""
+        for made in self._made.values():
+            if extension().serial_at(_base(made)):
+                extension().spoil(made)
+        for tensor, contents in self._before.values():
+            extension().overwrite(tensor, contents)
+        for generator, state in self._states:
+            generator.set_state(state)
+
+
+def _generators() -> list[torch.Generator]:
+    return [extension().default_generator(i) for i in range(extension().device_count())]
