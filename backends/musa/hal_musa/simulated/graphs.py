@@ -1,33 +1,22 @@
-"""torch_musa's graphs: its names for a device's graphs, and the driver's limit to how many live."""
+"""torch_musa's graphs: its names for a device's graphs, and how many of them a driver holds."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 __all__ = ["LIVE_GRAPHS", "graphs_of"]
 
-# An S5000's driver 3.3.5 made about 2043; the next capture ended in an illegal access.
-LIVE_GRAPHS = 2048
+# An S5000's driver 3.3.5 made about 2043, and failed at the end of the next capture.
+LIVE_GRAPHS = 2043
 
 
 def graphs_of(module: Any) -> dict[str, Any]:
     """``MUSAGraph`` and ``graph`` over the module's ``Graph`` and ``graph``."""
-    live: weakref.WeakSet[Any] = weakref.WeakSet()
 
     class MUSAGraph(module.Graph):
-        """A graph; of those that are captured and not reset, ``LIVE_GRAPHS`` may live."""
+        """A graph; of those that are captured and not reset, ``limit`` may live."""
 
-        def capture_end(self) -> None:
-            super().capture_end()
-            if len(live) >= LIVE_GRAPHS:
-                super().reset()
-                raise RuntimeError("MUSA error: an illegal memory access was encountered")
-            live.add(self)
-
-        def reset(self) -> None:
-            live.discard(self)
-            super().reset()
+        limit = LIVE_GRAPHS
 
     class graph(module.graph):  # noqa: N801 - torch_musa's name for it
         """Capture into ``musa_graph``, which is the parameter's name."""

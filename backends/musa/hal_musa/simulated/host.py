@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,18 +26,29 @@ def only(what: str, dtype: torch.dtype, *allowed: torch.dtype) -> None:
 
 
 def host(x: Tensor) -> Tensor:
-    """A copy of ``x`` on the host, of its dtype and strides."""
-    return x.detach().cpu()
+    """``x`` as the host's tensor, on the same memory: what is written to it is in ``x``.
+
+    A simulated device's memory is the host's; a copy would not be allowed in a capture.
+    """
+    storage = x.untyped_storage()
+    size = storage.nbytes() // x.element_size() * x.element_size()
+    if not size:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
+    buffer = (ctypes.c_char * size).from_address(storage.data_ptr())
+    whole = torch.frombuffer(buffer, dtype=torch.uint8).view(x.dtype)
+    return whole.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def sent(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``x``, from the host, as a contiguous tensor on the device of ``like``: rounded once."""
-    return x.to(dtype or x.dtype).contiguous().to(like.device)
+    out = torch.empty(x.shape, dtype=dtype or x.dtype, device=like.device)
+    host(out).copy_(x)
+    return out
 
 
 def write(out: Tensor, values: Tensor) -> None:
     """Round ``values``, from the host, into ``out`` on the device."""
-    out.copy_(values.to(out.dtype))
+    host(out).copy_(values)
 
 
 def memory(x: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from hal_musa.simulated.host import check, host, only, register
+from hal_musa.simulated.host import check, host, only, register, write
 from hal_musa.simulated.mate_attention import unmodelled
 
 __all__ = ["majors", "result", "unmodelled"]
@@ -106,7 +106,7 @@ def _groupwise(
         found = (left.float() * rows) @ (right.float() * columns).T
     else:
         found = _product(left, right, rows, columns)
-    out.copy_(found.to(out.dtype))
+    write(out, found)
 
 
 def _batched(
@@ -125,10 +125,8 @@ def _batched(
         check(a.stride(-1) == 1 and b.stride(-2) == 1, "k must be contiguous")
         check(granularity == [-1, -1, -1], "the simulation has a scale for each operand")
         found *= _scales(a_scale, "a_scale", *a_scale.shape).reshape(())
-        found *= _scales(
-            b_scale, "b_scale", *(b_scale.shape if b_scale is not None else ())
-        ).reshape(())
-    out.copy_(found.to(out.dtype))
+        found *= _scales(b_scale, "b_scale", *(b_scale.shape if b_scale is not None else ())).reshape(())
+    write(out, found)
 
 
 def _experts(a: Tensor, b: Tensor, a_scale: Tensor | None, b_scale: Tensor | None) -> None:
@@ -182,7 +180,6 @@ def _ragged(
     for start, end, expert in _tiles(host(info).tolist(), mode, alignment, len(left)):
         part = None if rows is None else rows[start:end]
         found[start:end] = _of_expert(left[start:end], right, part, columns, expert)
-    out.copy_(found)
 
 
 def _masked(
@@ -202,7 +199,6 @@ def _masked(
     for expert, count in enumerate(host(counts).tolist()):
         part = None if rows is None else rows[expert, :count]
         found[expert, :count] = _of_expert(left[expert, :count], right, part, columns, expert)
-    out.copy_(found)
 
 
 _KERNELS = {"groupwise": _groupwise, "batched": _batched, "ragged": _ragged, "masked": _masked}

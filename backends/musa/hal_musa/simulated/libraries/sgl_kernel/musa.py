@@ -95,7 +95,7 @@ def musa_fused_gemv(
 def musa_fused_mul_add(
     self: Tensor, bias: Tensor | None, scale: float | None, accurate: bool = True
 ) -> Tensor:
-    """``self * scale + bias``, new and without a tail; or, not ``accurate``, into ``bias``.
+    """``self * scale + bias``, new, in vectors of 16 bytes; or, not ``accurate``, into ``bias``.
 
     None for either crashes both ways.
     """
@@ -103,5 +103,5 @@ def musa_fused_mul_add(
     if not accurate:
         return bias.add_(self, alpha=scale)
     output = torch.empty_like(self)
-    torch.ops.sgl_kernel.musa_fused_mul_add(output, self.contiguous(), bias.contiguous(), scale)
+    torch.ops.sgl_kernel.musa_fused_mul_add(output, self, bias, scale)
     return output
