@@ -129,11 +129,9 @@ def _norm_gradient(library: torch.library.Library) -> None:
 
 def _attention_gradients(library: torch.library.Library) -> None:
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
-        query, key, value, mask, _, ctx.causal = (
-            (*inputs, None, 0.0, False)[:6]
-            if len(inputs) == 3
-            else (*inputs, *(None, 0.0, False)[len(inputs) - 3 :])
-        )
+        query, key, value, mask, _, ctx.causal = (*inputs, None, 0.0, False)[:6] if len(
+            inputs
+        ) == 3 else (*inputs, *(None, 0.0, False)[len(inputs) - 3 :])
         ctx.scale, ctx.mask, ctx.count = keyword_only_inputs["scale"], mask, len(inputs)
         ctx.save_for_backward(query, key, value, *output)
         ctx.mark_non_differentiable(*output[1:])

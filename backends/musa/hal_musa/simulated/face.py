@@ -160,7 +160,9 @@ def _submodules(module: Any) -> None:
 
 
 def _index(module: Any) -> Any:
-    def _get_musa_device_index(device: Any, optional: bool = False, allow_cpu: bool = False) -> int:
+    def _get_musa_device_index(
+        device: Any, optional: bool = False, allow_cpu: bool = False
+    ) -> int:
         """The number of a device; -1 is the host's, where that is allowed."""
         if device is None and optional:
             return module.current_device()
