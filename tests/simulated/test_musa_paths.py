@@ -23,6 +23,7 @@ OTHERWISE = "triton:triton" if TRITON else "native:torch"
 OTHERWISE_16 = "native:torch"
 
 pytestmark = pytest.mark.filterwarnings("ignore:the reference, which is slow")
+from_22 = pytest.mark.skipif(ARCH < 22, reason="mp_21 has no bfloat16")
 from_31 = pytest.mark.skipif(ARCH < 31, reason="MATE is for mp_31")
 
 
@@ -43,6 +44,7 @@ def starts(*each: int) -> Tensor:
 # Activations and norms.
 
 
+@from_22
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
 def test_swiglu_is_mudnns(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x = drawn(5, 256, dtype=dtype)
@@ -52,6 +54,7 @@ def test_swiglu_is_mudnns(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(host(calls[0]["input"]), x)
 
 
+@from_22
 def test_a_norm_is_mudnns_with_eps(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = drawn(5, 256, dtype=BF16), drawn(256, dtype=BF16)
     assert chosen("rms_norm", *on_card((x, weight))) == "musa:torch_musa"
@@ -283,7 +286,7 @@ def test_vision_attention_is_mates_from_31_on(monkeypatch: pytest.MonkeyPatch) -
     args = images()
     if ARCH < 31:
         found = hal.explain("varlen_attention", *on_card(args))
-        assert "mate has it from mp_31 on, and this is mp_22" in str(found)
+        assert "mate has it from mp_31 on, and this is mp_" in str(found)
         close("varlen_attention", *args)
         return
     assert chosen("varlen_attention", *on_card(args)) == "musa:mate"
@@ -347,6 +350,7 @@ def test_latents_are_mates(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
 # Decode without attention.
 
 
+@from_22
 @pytest.mark.parametrize("activation", [None, "swiglu"])
 def test_a_row_is_multiplied_by_sgl_kernel(
     activation: str | None, monkeypatch: pytest.MonkeyPatch
@@ -362,6 +366,7 @@ def test_a_row_is_multiplied_by_sgl_kernel(
     assert len(calls) == 1
 
 
+@from_22
 def test_nibbles_are_multiplied_by_sgl_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randint(0, 256, (64, 128), dtype=torch.uint8)
     x, scale = drawn(2, 256, dtype=F16), drawn(64, 2, dtype=F16)

@@ -113,6 +113,7 @@ OFFERS = {
                 deterministic=True,
             ),
             needs=(f"sgl_kernel.musa.{_GEMV}", f"sgl_kernel::{_GEMV}"),
+            since=22,
         )
     ],
     "fused_moe_gemv": [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hal import Kernel
+import hal
+from hal import Capability, Kernel
 from hal_musa.libraries import HALVES, Offer
 
 __all__ = ["OFFERS"]
@@ -23,6 +24,8 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
 def rms_norm_supports(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> str | None:
     if x.dtype not in (torch.float32, *HALVES):
         return "muDNN has norms of float32, float16 and bfloat16"
+    if x.dtype == torch.bfloat16 and not hal.supports(Capability.BF16, x):
+        return "muDNN has bfloat16 from mp_22 on"
     exact = (x.dtype, *HALVES) if x.dtype == torch.float32 else (x.dtype,)
     if weight is None or weight.dtype in exact:
         return None
