@@ -1,15 +1,17 @@
 """hal: one name for each LLM operator, the best kernel for the device its tensors are on."""
 
 from hal import graphs, ops
-from hal.compat import Repair
 from hal.errors import BackendError, HalError, InvalidInput, InvalidType, NoKernel
+from hal.fakes import fake_if_exists
 from hal.functions import install
 from hal.hardware import Capability, Device
 from hal.hookspecs import Backend, hookimpl
 from hal.op import Kernel, prepared
+from hal.plugins import repair
 from hal.policy import prefer, use
 from hal.probe import device, devices, supports
 from hal.query import bind, explain, require, trace
+from hal.repairs import Repair
 from hal.report import backends, fingerprint, report
 from hal.version import __version__
 
@@ -30,12 +32,14 @@ __all__ = [
     "device",
     "devices",
     "explain",
+    "fake_if_exists",
     "fingerprint",
     "graphs",
     "hookimpl",
     "ops",
     "prefer",
     "prepared",
+    "repair",
     "report",
     "require",
     "supports",

@@ -1,4 +1,4 @@
-"""Changes to torch: the repairs that a backend asks for, and the guard against all others."""
+"""The guard against changes to torch by a backend, and what hal needs of torch's insides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-import attrs
 import torch
 from torch._C._dynamo.eval_frame import (  # pyright: ignore
     _FrameAction,  # pyright: ignore[reportPrivateUsage]
@@ -21,71 +20,12 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
 )
 
-from hal.errors import BackendError
-
 __all__ = [
-    "Repair",
     "default_device",
-    "fits_torch",
     "registrations",
-    "repair",
-    "torch_range",
     "unchanged",
     "untraced",
 ]
-
-
-def torch_range(_: object, __: object, text: str) -> None:
-    """Require ``text`` to be a range of versions, as in a requirement."""
-    from packaging.specifiers import SpecifierSet  # Slow, and needed by no import of hal.
-
-    SpecifierSet(text)
-
-
-@attrs.frozen
-class Repair:
-    """A change to torch that some device needs.
-
-    Args:
-        name: What is repaired, a few words.
-        torch: The versions of torch in which the fault was seen, as in a requirement.
-        needed: Looks for the fault; False where it is mended, whatever the version.
-        apply: Mends it for the whole process.
-
-    Example:
-        >>> hal.Repair("a name", torch="<2", needed=lambda: True, apply=lambda: None).torch
-        '<2'
-    """
-
-    name: str = attrs.field(validator=attrs.validators.instance_of(str))
-    torch: str = attrs.field(validator=torch_range)
-    needed: Callable[[], bool] = attrs.field(validator=attrs.validators.is_callable())
-    apply: Callable[[], None] = attrs.field(validator=attrs.validators.is_callable())
-
-
-def fits_torch(text: str) -> bool:
-    """Whether the installed torch is in a range; its local part (``+cu130``) does not count."""
-    from packaging.specifiers import SpecifierSet
-    from packaging.version import Version
-
-    public = Version(torch.__version__).public
-    return SpecifierSet(text, prereleases=True).contains(Version(public))
-
-
-def repair(wanted: Repair) -> str:
-    """Apply ``wanted`` where it is called for, and say what was done.
-
-    Raises:
-        BackendError: The fault is still there.
-    """
-    if not fits_torch(wanted.torch):
-        return f"not applied: for torch {wanted.torch}"
-    if not wanted.needed():
-        return "not needed: the fault is not there"
-    wanted.apply()
-    if wanted.needed():
-        raise BackendError("it was applied without effect")
-    return "applied"
 
 
 def default_device() -> torch.device:

@@ -10,9 +10,11 @@ import warnings
 from typing import Any
 
 import attrs
+import torch
 
 from hal.hookspecs import Backend, Hook
 from hal.op import OPS
+from hal.repairs import Repair
 from hal.settings import settings
 from hal.version import __version__
 
@@ -61,6 +63,7 @@ class Plugin:
     reason: str | None = None
     backend: Backend | None = None
     hooks: dict[str, Hook] = attrs.Factory(dict)
+    wanted: list[Repair] = attrs.Factory(list)
     repairs: dict[str, str] = attrs.Factory(dict)
     problems: list[str] = attrs.Factory(list)
     error: BaseException | None = None
@@ -74,6 +77,13 @@ class Plugin:
     def ours(self) -> bool:
         """Whether hal ships it."""
         return _canonical(self.distribution) == DISTRIBUTION
+
+    @property
+    def at_home(self) -> bool:
+        """Whether torch knows a type of device that it serves; no device need be there."""
+        types = None if self.backend is None else self.backend.devices
+        # Of those that are not torch's own it knows by the vendor's package.
+        return types is None or any(hasattr(torch, kind) for kind in types)
 
     def info(self) -> BackendInfo:
         """The public record."""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pluggy
 
-from hal.compat import Repair, torch_range
 from hal.errors import BackendError
 from hal.hardware import Capability, Device
 from hal.op import OPS, Kernel, Op
+from hal.repairs import Repair, torch_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,11 @@ def hal_capabilities(device: Device) -> Collection[Capability]:
 
 @hookspec
 def hal_repairs() -> Sequence[Repair]:
-    """Repairs to torch that the backend's devices need; run once, when the backend is loaded."""
+    """Repairs to torch that the backend's devices need.
+
+    Applied when the backend is loaded, and where ``hal.repair`` says, since what breaks torch can
+    be imported later.
+    """
     ...
 
 

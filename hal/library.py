@@ -21,7 +21,7 @@ from hal.dispatch import copy_results
 from hal.form import Form
 from hal.op import Op
 from hal.schema import Flat, implementation, join, packed, prototype, split, unpacked
-from hal.tracing import exporting
+from hal.tracing import exporting, mended
 from hal.transforms import autograd_function, backward, batched, remember
 from hal.validate import (
     as_tuple,
@@ -108,6 +108,7 @@ def _traced(form: Form) -> Callable[[Flat, Any], Any]:
             check_targets(op, flat)
         if form.inplace or out is not None:
             check_unrecorded(form.name, (*flat, *as_tuple(out)))
+        mended()
         function = getattr(tracing, f"{prefix}{where.type}@{where.index}")
         if exporting():  # An exported program keeps the operator.
             function = None

@@ -13,10 +13,11 @@ from typing import Any, TypeGuard, TypeVar
 import attrs
 import torch
 
-from hal.compat import Repair, fits_torch, registrations, repair, unchanged
+from hal.compat import registrations, unchanged
 from hal.discovery import DISTRIBUTION, REFERENCE, BackendInfo, Plugin, State, discovered
 from hal.errors import BackendError
 from hal.hookspecs import API, Backend, implemented
+from hal.repairs import Repair, fits_torch, mend, take_back
 from hal.settings import settings
 
 __all__ = [
@@ -30,10 +31,13 @@ __all__ = [
     "is_a",
     "lock",
     "registry",
+    "repair",
     "shown",
 ]
 
 Kind = TypeVar("Kind")
+Step = Callable[[Repair, str], str]
+"""What is done with a repair in some state, and the state it is in then."""
 
 
 @attrs.frozen
@@ -169,17 +173,29 @@ class Registry:
             elif outcome.answer:
                 plugin.refuse(State.INCOMPATIBLE, outcome.answer)
             else:
+                plugin.wanted = self.collect(plugin, "hal_repairs", Repair)
                 self._repair(plugin)
                 plugin.state = State.LOADED
 
-    def _repair(self, plugin: Plugin) -> None:
-        for wanted in self.collect(plugin, "hal_repairs", Repair):
-            outcome = _run(plugin, repair, wanted)
+    def _repair(self, plugin: Plugin, step: Step = mend, but: str | None = None) -> None:
+        # Asked each time: the vendor's package may be imported after hal was first used.
+        for wanted in plugin.wanted if plugin.at_home else ():
+            before = plugin.repairs.get(wanted.name, "")
+            if before == but:
+                continue
+            with self._asking(plugin, "hal_repairs"):
+                outcome = _run(plugin, step, wanted, before)
             faults = [outcome.error, *outcome.changes] if outcome.error else outcome.changes
-            plugin.repairs[wanted.name] = outcome.answer or ""
+            plugin.repairs[wanted.name] = outcome.answer or before
             if faults:
                 plugin.repairs[wanted.name] = f"failed: {'; '.join(faults)}"
                 self.problem(plugin, f"repair {wanted.name}: {'; '.join(faults)}")
+
+    def repair(self, step: Step = mend, but: str | None = None) -> dict[str, str]:
+        """Take a step with each repair but those in one state; the state of each by its name."""
+        for plugin in self.plugins:
+            self._repair(plugin, step, but)
+        return {name: state for plugin in self.plugins for name, state in plugin.repairs.items()}
 
     def ask(self, plugin: Plugin, hook: str, *args: object) -> Any:
         """Call one hook of one backend by position; None, with a problem on record, if it fails.
@@ -247,3 +263,27 @@ def registry() -> Registry:
             if _registry is None:
                 _registry = Registry()
     return _registry
+
+
+def repair(*, undo: bool = False) -> dict[str, str]:
+    """Mend torch where a backend's devices need it, or take back what was mended.
+
+    It is done besides when backends are loaded, for ``hal.report()``, and when ``torch.compile``
+    comes to an operator of hal; what was undone is left so there. Call it where a module that
+    breaks torch is imported later than that, and a graph without an operator of hal comes first.
+
+    Args:
+        undo: Take back what is applied and can be undone; until the next call it stays so.
+
+    Returns:
+        The state of each repair by its name, as ``hal.report().repairs`` has it.
+
+    Raises:
+        BackendError: HAL_STRICT is set, and a repair failed or a backend cannot be used.
+
+    Example:
+        >>> [name for name, state in hal.repair().items() if state.startswith("failed")]
+        []
+    """
+    registry().load()
+    return registry().repair(take_back if undo else mend)

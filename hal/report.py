@@ -18,6 +18,7 @@ from hal.plugins import BackendInfo, State, registry
 from hal.policy import current, op_names
 from hal.probe import device as find_device
 from hal.probe import devices
+from hal.repairs import UNDONE
 from hal.select import Choice, choose
 from hal.version import __version__
 
@@ -122,7 +123,7 @@ def report(
         tuple(places),
         tuple(choices),
         tuple(plugin.info() for plugin in plugins),
-        {name: done for plugin in plugins for name, done in plugin.repairs.items()},
+        registry().repair(but=UNDONE),
         tuple(f"{plugin.name}: {problem}" for plugin in plugins for problem in plugin.problems),
     )
 

@@ -16,12 +16,13 @@ from torch._guards import TracingContext
 
 from hal.hardware import Device
 from hal.op import OPS
-from hal.plugins import REFERENCE
+from hal.plugins import REFERENCE, registry
 from hal.policy import Policy, current
 from hal.probe import device
+from hal.repairs import UNDONE
 from hal.select import choose
 
-__all__ = ["exporting"]
+__all__ = ["exporting", "mended"]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -43,8 +44,14 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or (mode is not None and mode.fake_tensor_converter.export)
 
 
-# What ``torch.compiler.assume_constant_result`` sets, which would import Dynamo: it calls this.
+def mended() -> None:
+    """Look again for what Dynamo's graphs need mended, before it generates their code."""
+    registry().repair(but=UNDONE)
+
+
+# What ``torch.compiler.assume_constant_result`` sets, which would import Dynamo: it calls these.
 exporting._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+mended._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ _DIRECTLY = _SERIES in _DIRECT
 _runtime: Any = getattr(knobs, "runtime", None)
 _quiet: Any = getattr(_runtime, "launch_enter_hook", None)
 
+_LANES = 32
 _NUMBERS = ("tl.int32", "tl.int64", "tl.float32")
 
 # Past this many specialisations a kernel's table is made anew.
@@ -129,7 +130,7 @@ class Launcher:
             numbers: Those that are annotated ``tl.int32``, ``tl.int64`` or ``tl.float32``.
             constants: Those that are annotated ``tl.constexpr``, but for a last one PDL: whether it
                 starts while the kernel before it ends.
-            num_warps: Warps of a program.
+            num_warps: Warps of a program, of 32 threads; of fewer where a device's are wider.
             num_stages: How many loads of a loop are under way at once.
         """
 
@@ -210,7 +211,8 @@ class Special:
         assert launcher is not None
         device = next(tensor.device for tensor in tensors if tensor is not None)
         pdl = (has_pdl(device),) if launcher.takes_pdl else ()
-        options = self.options | ({"launch_pdl": True} if True in pdl else {})
+        wide = {"num_warps": max(1, self.options["num_warps"] * _LANES // lanes(device))}
+        options = self.options | wide | ({"launch_pdl": True} if True in pdl else {})
         after = *self.constants, *pdl
         with _on(device):
             compiled = launcher.kernel[grid](*tensors, *numbers, *after, **options)
@@ -246,6 +248,12 @@ def _direct(compiled: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         how = run.launch_cooperative_grid, run.launch_pdl, None, None
         return run.launch, (compiled.function, *how, compiled.packed_metadata, *nothing)
     return run, (compiled.function, compiled.packed_metadata, *nothing)
+
+
+@functools.cache
+def lanes(device: torch.device) -> int:
+    """Threads of a warp, of which configurations take there to be 32."""
+    return hal.device(device).warp_size or _LANES
 
 
 @functools.cache
