@@ -61,11 +61,9 @@ def _targets(form: Form, flat: Sequence[Any], out: Any) -> tuple[Any, ...]:
     if out is not None:
         return as_tuple(out)
     where = next(value.device for value in flat if isinstance(value, Tensor))
-    # What is made in inference mode could not be written to outside of it.
-    with torch.inference_mode(False):
-        return tuple(
-            t if t is None else torch.empty(t.shape, dtype=t.dtype, device=where) for t in promised
-        )
+    return tuple(
+        t if t is None else torch.empty(t.shape, dtype=t.dtype, device=where) for t in promised
+    )
 
 
 def _returned(form: Form, flat: Sequence[Any], targets: tuple[Any, ...]) -> Any:
