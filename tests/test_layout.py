@@ -43,6 +43,7 @@ ALLOWED = {
     ("compat.py", "privateuse"): "torch's dispatch keys for devices it does not know",
     ("place.py", "privateuse"): "torch's spare type of device, which is simulated",
     ("simulate.py", "privateuse"): "torch's spare type of device, which is simulated",
+    ("build.py", "cpu"): "the name of torch's library",
     ("codegen.py", "cpu"): "Inductor's code for a simulated device is that for the host",
 }
 # torch's device without data is not a device of any vendor.

@@ -17,7 +17,7 @@ import pytest
 import hal
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_FILES = ("*.py", "*.pyi", "py.typed", "*.json")
+SOURCE_FILES = ("*.py", "*.pyi", "py.typed", "*.json", "*.cpp")
 
 
 @pytest.fixture(scope="module")

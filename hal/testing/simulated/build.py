@@ -7,7 +7,9 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,9 @@ def extension() -> Any:
     key = hashlib.sha256(_SOURCE.read_bytes() + versions).hexdigest()[:16]
     folder = cpp_extension._get_build_directory(f"{_NAME}_{key}", verbose=False)  # pyright: ignore[reportPrivateUsage]
     library = Path(folder) / f"{_NAME}.so"
-    return _loaded(library) if library.exists() else _compiled(library, cpp_extension)
+    if not library.exists():
+        _compile(library, cpp_extension)
+    return _loaded(library)
 
 
 def _loaded(library: Path) -> Any:
@@ -49,19 +53,32 @@ def _loaded(library: Path) -> Any:
     return module
 
 
-def _compiled(library: Path, cpp_extension: Any) -> Any:
-    """Compile in a folder of its own, so that no other process finds half of it."""
-    compiler = cpp_extension.get_cxx_compiler()
-    if not (cpp_extension.is_ninja_available() and shutil.which(compiler)):
+def _compile(library: Path, cpp_extension: Any) -> None:
+    """Compile it elsewhere and move it, so that no other process finds half of it."""
+    compiler = str(cpp_extension.get_cxx_compiler())
+    if shutil.which(compiler) is None:
         raise HalError(
-            f"a simulated device is compiled when it is first used, with {compiler} and ninja; "
-            "install a C++ compiler and ninja, such as Debian's g++ and ninja-build"
+            f"a simulated device is compiled when it is first used, by {compiler}, which is not "
+            "here; install a C++ compiler, such as Debian's g++, or name one in CXX"
         )
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        options = {"build_directory": folder, "extra_cflags": ["-O0"]}
-        try:
-            module = cpp_extension.load(_NAME, [str(_SOURCE)], **options)
-        except RuntimeError as error:
-            raise HalError(f"the simulated device cannot be compiled: {error}") from error
-        os.replace(Path(folder) / library.name, library)
-    return module
+        made = Path(folder) / library.name
+        command = [compiler, *_arguments(cpp_extension), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise HalError(f"{compiler} cannot compile the simulated device:\n{done.stderr}")
+        os.replace(made, library)
+
+
+def _arguments(cpp_extension: Any) -> list[str]:
+    included = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    abi = int(torch.compiled_with_cxx11_abi())
+    return [
+        # Torch 2.13 takes no less than C++20; that compiles with 2.7 as well.
+        *("-std=c++20", "-O0", "-fPIC", "-shared"),
+        *(f"-DTORCH_EXTENSION_NAME={_NAME}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"),
+        *(part for path in included for part in ("-isystem", path)),
+        str(_SOURCE),
+        *(f"-L{path}" for path in cpp_extension.library_paths()),
+        *("-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"),
+    ]

@@ -141,7 +141,7 @@ class Recorder(TorchDispatchMode):
                 extension().spoil(made)
         for tensor, contents in self._before.values():
             extension().overwrite(tensor, contents)
-        for generator, state in self._states:
+        for generator, state in reversed(self._states):
             generator.set_state(state)
 
 

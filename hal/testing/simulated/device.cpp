@@ -18,6 +18,9 @@
 #include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_cpu_dispatch.h>
 #include <ATen/ops/set_native.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -547,9 +550,29 @@ Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntAr
                                     C10_AS_INTARRAYREF_SLOW(stride));
 }
 
+// Views that only the host's backend has; an operator that falls back returns no view.
+Tensor unfold(const Tensor& self, int64_t dim, int64_t size, int64_t step) {
+  return at::native::unfold(self, dim, size, step);
+}
+
+Tensor view_as_complex(const Tensor& self) {
+  return at::native::view_as_complex(self);
+}
+
+Tensor view_as_real(const Tensor& self) {
+  return at::native::view_as_real(self);
+}
+
 const Tensor& resize(const Tensor& self, c10::SymIntArrayRef size,
                      std::optional<at::MemoryFormat> format) {
   return at::native::resize_(self, C10_AS_INTARRAYREF_SLOW(size), format);
+}
+
+// Triton's interpreter moves whole storages to the host and back, where a kernel would be launched;
+// this is what they look like. No operator moves what a kernel has computed in that form.
+bool is_storage(const Tensor& tensor) {
+  return tensor.scalar_type() == at::kByte && tensor.dim() == 1 && !tensor.storage_offset() &&
+         tensor.nbytes() == tensor.storage().nbytes();
 }
 
 Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking) {
@@ -557,7 +580,9 @@ Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking) {
   if (from_device != to_device) {
     const Tensor& host = from_device ? to : self;
     const bool asynchronous = non_blocking && host.numel() && is_pinned(host.const_data_ptr());
-    if (!asynchronous) forbid_in_capture("a copy between the host's pageable memory and the device");
+    if (!asynchronous && !(is_storage(self) && is_storage(to))) {
+      forbid_in_capture("a copy between the host's pageable memory and the device");
+    }
   }
   on_host(to).copy_(on_host(self));
   return to;
@@ -592,6 +617,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("as_strided", as_strided);
   m.impl("view", view);
   m.impl("_reshape_alias", reshape_alias);
+  m.impl("unfold", unfold);
+  m.impl("view_as_complex", view_as_complex);
+  m.impl("view_as_real", view_as_real);
   m.impl("resize_", resize);
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
@@ -599,6 +627,16 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Tensor", set_tensor);
   m.impl("set_.source_Storage", set_storage);
   m.impl("set_.source_Storage_storage_offset", set_view);
+}
+
+// These copy what is conjugate or negative as it is meant, and must not be given a copy of it.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
+  m.impl("_copy_from_and_resize", torch::CppFunction::makeFallthrough());
+}
+TORCH_LIBRARY_IMPL(aten, Negative, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
+  m.impl("_copy_from_and_resize", torch::CppFunction::makeFallthrough());
 }
 
 // ---- All others: counted, refused in strict mode, and run on the host.

@@ -67,6 +67,7 @@ class Graph:
         extension().begin_capture(max(self._pool), capture_error_mode == "global")
         extension().keep_pool(max(self._pool))
         self._drop = weakref.finalize(self, extension().drop_pool, max(self._pool))
+        self._drop.atexit = False  # The process takes its memory along.
         self._device = extension().current_device()
         self._recorder = Recorder()
         self._recorder.__enter__()

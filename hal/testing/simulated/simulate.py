@@ -58,9 +58,16 @@ def _face(name: str, card: str | None) -> Face | None:
     return None
 
 
+def _taken(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return hasattr(torch, name)
+    return True
+
+
 def _check_name(name: str) -> None:
-    taken = hasattr(torch, name) or name in dir(torch._C._autograd.DeviceType)
-    if not name.isidentifier() or not name.islower() or taken:
+    if not name.isidentifier() or not name.islower() or _taken(name):
         raise InvalidInput(f"a device cannot be named {name!r}: torch has that, or it is no name")
 
 
@@ -83,10 +90,10 @@ def _make(wanted: Simulation) -> ModuleType:
     face = _face(name, wanted.card)
     usual = _MEMORY if face is None else face.memory
     extension().start(wanted.devices, usual if wanted.memory is None else wanted.memory)
-    torch.utils.rename_privateuse1_backend(name)
+    torch.utils.rename_privateuse1_backend(name)  # pyright: ignore[reportPrivateImportUsage]
     module = _module(name)
-    torch._register_device_module(name, module)
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    torch._register_device_module(name, module)  # pyright: ignore[reportPrivateUsage]
+    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)  # pyright: ignore[reportPrivateImportUsage]
     if face is not None:
         place.describe(face.properties)
         face.install(module)

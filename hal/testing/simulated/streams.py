@@ -50,11 +50,11 @@ class Event(torch.Event):
         return made
 
     # torch's refuses an event of a class of its own.
-    def elapsed_time(self, end_event: Any) -> float:
+    def elapsed_time(self, other: Any) -> float:
         """Milliseconds from this event to another, both of which were made with a timer."""
-        if not (self.timed and end_event.timed):  # pyright: ignore
+        if not (self.timed and other.timed):  # pyright: ignore
             raise ValueError("both events must be made with enable_timing=True")
-        return extension().elapsed(self.event_id, end_event.event_id)
+        return extension().elapsed(self.event_id, other.event_id)
 
 
 def _named(found: torch.Stream) -> Stream:
