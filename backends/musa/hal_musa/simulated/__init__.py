@@ -1,8 +1,9 @@
 """What Moore Threads' software looks like on a simulated device: torch_musa, MATE, sgl_kernel.
 
-``face(card)`` is what ``hal.testing.simulated.simulate("musa", card)`` asks for; what it installs is
-torch_musa alone. MATE and sgl_kernel are stand-ins that ``import mate`` and ``import sgl_kernel``
-find where ``libraries("mate", "sgl_kernel")`` or ``add("mate")`` asked for them, and nowhere else.
+``face(card)`` is what ``hal.testing.simulated.simulate("musa", card)`` asks for, and installs
+torch_musa alone. MATE and sgl_kernel are stand-ins, which ``import mate`` and ``import sgl_kernel``
+find where they were asked for and nowhere else: by the card's name, ``"S5000+mate+sgl_kernel"``,
+for a process by ``add("mate")``, for a test by ``libraries("mate")``, which takes others away.
 
 Schemas, signatures, constraints and faults are those of torch_musa 2.7.1, MATE 0.2.2 and
 SGLang's sgl-kernel of May 2026, read in their sources. Numbers are computed in float32 on the host,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 import torch
 
+from hal import InvalidInput
+
 __all__ = ["CARDS", "Card", "Properties", "arch", "card_named"]
 
 
@@ -65,12 +67,12 @@ def card_named(name: str | None) -> Card:
     """The card called ``name``; None is the S5000.
 
     Raises:
-        ValueError: There is none of that name.
+        InvalidInput: There is none of that name.
     """
     if name is None:
         return CARDS["S5000"]
     if name not in CARDS:
-        raise ValueError(f"no card is called {name!r}; there are {', '.join(CARDS)}")
+        raise InvalidInput(f"no card is called {name!r}; there are {', '.join(CARDS)}")
     return CARDS[name]
 
 

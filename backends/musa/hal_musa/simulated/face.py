@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from hal_musa.simulated.cards import Card, Properties, card_named
 from hal_musa.simulated.dynamo import register_interface
 from hal_musa.simulated.graphs import graphs_of
 from hal_musa.simulated.layers import install_layers
+from hal_musa.simulated.shelf import add, check
 
 __all__ = ["face"]
 
@@ -29,24 +31,28 @@ _held: list[torch.library.Library] = []
 def face(card: str | None) -> Face:
     """What a simulated device looks like that is the card of this name, by default an S5000.
 
+    Libraries that are there with it come after the card, as in ``S5000+mate+sgl_kernel``.
+
     Raises:
-        ValueError: There is no such card; it lists those there are.
+        InvalidInput: There is no such card, or no such library; it lists those there are.
     """
-    found = card_named(card)
-    return Face(found.memory, found.properties, functools.partial(_install, found))
+    name, *names = (card or "").split("+")
+    found = card_named(name or None)
+    check(*names)
+    return Face(found.memory, found.properties, functools.partial(_install, found, names))
 
 
-def _install(card: Card, module: ModuleType) -> None:
+def _install(card: Card, names: Sequence[str], module: ModuleType) -> None:
     _name(module)
     _probing(card, module)
     _streams(module)
     vars(module).update(graphs_of(module))
     _submodules(module)
-    _mudnn(card)
-    _tensors()
+    _mudnn()
     _held.extend(register_operators())
     install_layers()
     register_interface(module)
+    add(*names)
 
 
 def _package(module: ModuleType, name: str) -> None:
@@ -63,7 +69,7 @@ def _name(module: ModuleType) -> None:
     The device is initialised first: where torch's own code does that, it imports ``torch.musa``.
     """
     torch.empty(0, device="musa")
-    torch.__setattr__("musa", module)
+    torch.__dict__["musa"] = module
     sys.modules.pop("torch.musa", None)
     _package(module, "torch_musa")
     vars(module)["__version__"] = _VERSION
@@ -97,6 +103,8 @@ def _probing(card: Card, module: Any) -> None:
     module.get_amp_supported_dtype = get_amp_supported_dtype
     module.get_arch_list = lambda: ["21", "22", "31"]
     module._is_compiled = lambda: True
+    # Two functions, as torch_musa's are: Dynamo knows each by itself.
+    module._maybe_exchange_device = lambda device: module._exchange_device(device)
     module._MUSAC = SimpleNamespace(
         _musa_version=_MUSA,
         _MusaDeviceProperties=Properties,
@@ -160,18 +168,21 @@ def _submodules(module: Any) -> None:
 
 
 def _index(module: Any) -> Any:
-    def _get_musa_device_index(
-        device: Any, optional: bool = False, allow_cpu: bool = False
-    ) -> int:
+    def _get_musa_device_index(device: Any, optional: bool = False, allow_cpu: bool = False) -> int:
         """The number of a device; -1 is the host's, where that is allowed."""
-        if device is None and optional:
+        if device is None:
+            if not optional:
+                raise ValueError("Expected a musa device, but got: None")
             return module.current_device()
-        found = torch.device("musa", device) if isinstance(device, int) else torch.device(device)
+        if isinstance(device, int):
+            return device
+        found: Any = torch.device(device)
         if found.type == "cpu" and allow_cpu:
             return -1
         if found.type != "musa":
             raise ValueError(f"Expected a musa device, but got: {device}")
-        return module.current_device() if found.index is None else found.index
+        index = found.index
+        return module.current_device() if index is None else index
 
     return _get_musa_device_index
 
@@ -181,15 +192,9 @@ def _arch(module: Any) -> int:
     return 10 * major + minor
 
 
-def _mudnn(card: Card) -> None:
+def _mudnn() -> None:
     """``torch.backends.mudnn``; the version is the first of those with MLA's rotation."""
     mudnn: Any = ModuleType("torch.backends.mudnn")
     mudnn.allow_tf32 = False
     mudnn.version = lambda: 3000
     torch.backends.__dict__["mudnn"] = sys.modules["torch.backends.mudnn"] = mudnn
-
-
-def _tensors() -> None:
-    """``Tensor.is_musa`` and ``.musa()``, unless the device's module has brought them."""
-    if not hasattr(torch.Tensor, "is_musa"):
-        torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)

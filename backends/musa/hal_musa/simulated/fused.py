@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from hal_musa.simulated.cards import arch
-from hal_musa.simulated.host import check, only, on_host
+from hal_musa.simulated.host import check, on_host, only
 
 __all__ = ["KERNELS"]
 

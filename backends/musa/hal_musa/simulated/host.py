@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check", "host", "memory", "on_host", "only", "register", "sent", "write"]
+__all__ = [
+    "check",
+    "host",
+    "memory",
+    "on_host",
+    "only",
+    "register",
+    "sent",
+    "unmodelled",
+    "write",
+]
 
 
 def check(holds: bool, message: str) -> None:
@@ -23,6 +33,17 @@ def only(what: str, dtype: torch.dtype, *allowed: torch.dtype) -> None:
     """Refuse a dtype that is not among those allowed."""
     names = ", ".join(str(one).removeprefix("torch.") for one in allowed)
     check(dtype in allowed, f"{what} has to be of {names}, and is {dtype}")
+
+
+def unmodelled(**asked: object) -> None:
+    """Refuse what a library does and its simulation does not: what is not None.
+
+    Raises:
+        NotImplementedError: It names them.
+    """
+    names = [name for name, value in asked.items() if value is not None]
+    if names:
+        raise NotImplementedError(f"the simulation has no {', '.join(names)}")
 
 
 def host(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hal_musa.simulated.attend import attend, hidden
 from hal_musa.simulated.host import check, host, only, register, sent
 
-__all__ = ["scale", "unmodelled"]
+__all__ = ["FMHA", "MLA", "MLA_PLAN", "PLAN", "scale"]
 
 _SCHEMAS = (
     "fmha(Tensor q, Tensor k, Tensor v, Tensor? cu_q, Tensor? cu_k, int? max_q, Tensor? used_q, "
@@ -21,18 +21,6 @@ _SCHEMAS = (
     "mla(Tensor q, Tensor cache, Tensor table, Tensor lengths, Tensor parts, Tensor splits, "
     "float scale, bool causal) -> (Tensor, Tensor)",
 )
-
-
-def unmodelled(**asked: object) -> None:
-    """Refuse what MATE does and this simulation of it does not.
-
-    Raises:
-        NotImplementedError: One of the arguments is neither None nor false.
-    """
-    names = [name for name, value in asked.items() if value is not None and value is not False]
-    names = [name for name in names if not (isinstance(asked[name], int) and asked[name] == 0)]
-    if names:
-        raise NotImplementedError(f"the simulation of MATE has no {', '.join(names)}")
 
 
 def scale(said: float | None, q: Tensor, qv: Tensor | None) -> float:
@@ -49,6 +37,15 @@ def _valid(q: Tensor, k: Tensor, v: Tensor, *indices: Tensor | None) -> None:
     check(q.shape[-2] % k.shape[-2] == 0, "heads of q have to be a multiple of those of k")
     for index in indices:
         check(index is None or index.dtype == torch.int32, "lengths and pages have to be int32")
+
+
+def _here(x: Tensor | None) -> Tensor | None:
+    return None if x is None else host(x)
+
+
+def _rows(x: Tensor, cu: Tensor | None) -> Tensor:
+    """[tokens, heads, dim] of what may be a batch."""
+    return x.flatten(0, 1) if cu is None else x
 
 
 def _bounds(x: Tensor, cu: Tensor | None) -> list[tuple[int, int]]:
@@ -68,7 +65,7 @@ def _keys(
         count = int(used[index]) if used is not None else 0
         return x[pages[index, : -(-count // x.shape[1])].long()].flatten(0, 1)[:count]
     start, end = _bounds(x, cu)[index]
-    flat = x if cu is not None else x.flatten(0, 1)
+    flat = _rows(x, cu)
     return flat[start:end] if used is None else flat[start : start + int(used[index])]
 
 
@@ -99,31 +96,24 @@ def _fmha(
 ) -> tuple[Tensor, Tensor]:
     _valid(q, k, v, cu_q, cu_k, used_q, used_k, pages)
     check(cu_q is None or max_q is not None, "cu_seqlens_q comes with max_seqlen_q")
-    here = (None if x is None else host(x) for x in (q, k, v, qv, sink, cu_q, cu_k))
-    queries, keys, values, value_queries, sinks, starts, key_starts = here
-    uses, key_uses, table, told = (
-        None if x is None else host(x) for x in (used_q, used_k, pages, plan)
-    )
-    assert queries is not None and keys is not None and values is not None  # noqa: PT018
-    bounds = _bounds(queries, starts)
-    flat = queries if starts is not None else queries.flatten(0, 1)
-    flat_qv = value_queries
-    if flat_qv is not None and starts is None:
-        flat_qv = flat_qv.flatten(0, 1)
-    out = torch.full((*flat.shape[:2], v.shape[-1]), torch.nan)  # Rows of no sequence stay so.
+    queries, keys, values = host(q), host(k), host(v)
+    starts, key_starts, uses, key_uses, table = map(_here, (cu_q, cu_k, used_q, used_k, pages))
+    flat, flat_qv = _rows(queries, starts), None if qv is None else _rows(host(qv), starts)
+    # Rows of no sequence, and all of them by another's plan, stay so.
+    out = torch.full((*flat.shape[:2], v.shape[-1]), torch.nan)
     lse = torch.full((flat.shape[1], flat.shape[0]), torch.nan)
+    bounds = _bounds(queries, starts)
     sizes = [len(bounds), q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], int(causal)]
-    if not _planned(told, sizes, key_uses if key_uses is not None else key_starts):
-        bounds = []
-    for index, (start, end) in enumerate(bounds):
+    planned = _planned(_here(plan), sizes, key_starts if key_uses is None else key_uses)
+    for index, (start, end) in enumerate(bounds if planned else ()):
         end = end if uses is None else start + int(uses[index])
-        mine = _keys(keys, index, key_starts, key_uses, table)
-        gone = hidden(end - start, len(mine), causal, left, right)
+        of = (index, key_starts, key_uses, table)
+        mine = _keys(keys, *of)
         out[start:end], lse[:, start:end] = attend(
-            *(flat[start:end], mine, _keys(values, index, key_starts, key_uses, table), scale),
-            gone,
+            *(flat[start:end], mine, _keys(values, *of), scale),
+            hidden(end - start, len(mine), causal, left, right),
             softcap=softcap,
-            sink=sinks,
+            sink=_here(sink),
             qv=None if flat_qv is None else flat_qv[start:end],
         )
     if starts is None:
@@ -175,3 +165,6 @@ def _mla(
 
 _KERNELS = {"fmha": _fmha, "plan": _plan, "mla_plan": _mla_plan, "mla": _mla}
 _library = register("simulated_mate", "FRAGMENT", _SCHEMAS, _KERNELS)
+FMHA, PLAN, MLA, MLA_PLAN = (
+    getattr(torch.ops.simulated_mate, name) for name in ("fmha", "plan", "mla", "mla_plan")
+)

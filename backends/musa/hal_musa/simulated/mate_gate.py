@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hal_musa.simulated.host import check, host, only, register, sent
 
-__all__ = ["chosen", "gate", "unpadded"]
+__all__ = ["OPERATOR", "chosen", "gate", "unpadded"]
 
 _SCHEMA = (
     "gate(Tensor input, Tensor bias, int groups, int topk_groups, int topk, int shared, "
@@ -98,3 +98,4 @@ def _kernel(
 
 
 _library = register("simulated_mate", "FRAGMENT", [_SCHEMA], {"gate": _kernel})
+OPERATOR = torch.ops.simulated_mate.gate

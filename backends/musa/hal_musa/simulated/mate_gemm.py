@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from hal_musa.simulated.host import check, host, only, register, write
-from hal_musa.simulated.mate_attention import unmodelled
 
-__all__ = ["majors", "result", "unmodelled"]
+__all__ = ["majors", "result"]
 
 _EIGHT = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SIXTEEN = (torch.float16, torch.bfloat16)
@@ -125,7 +124,9 @@ def _batched(
         check(a.stride(-1) == 1 and b.stride(-2) == 1, "k must be contiguous")
         check(granularity == [-1, -1, -1], "the simulation has a scale for each operand")
         found *= _scales(a_scale, "a_scale", *a_scale.shape).reshape(())
-        found *= _scales(b_scale, "b_scale", *(b_scale.shape if b_scale is not None else ())).reshape(())
+        found *= _scales(
+            b_scale, "b_scale", *(b_scale.shape if b_scale is not None else ())
+        ).reshape(())
     write(out, found)
 
 

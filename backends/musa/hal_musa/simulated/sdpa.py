@@ -48,12 +48,16 @@ def _attended(
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``out`` and the LSE of [..., heads, rows, dim], float32."""
-    lead = q.shape[:-3]
+    lead = torch.broadcast_shapes(*(x.shape[:-3] for x in (q, k, v)))
+    q, k, v = (x.expand(*lead, *x.shape[-3:]) for x in (q, k, v))
     bias = _bias(mask, causal, q.shape[-2], k.shape[-2])
     bias = bias.expand(*q.shape[:-1], k.shape[-2]).reshape(-1, *q.shape[-3:-1], k.shape[-2])
     flat = [x.reshape(-1, *x.shape[-3:]).transpose(1, 2) for x in (q, k, v)]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    found = [attend(*one, scale, bias=more) for *one, more in zip(*flat, bias, strict=True)]
+    factor = float(q.shape[-1]) ** -0.5 if scale is None else scale
+    found = [
+        attend(one, keys, values, factor, bias=more)
+        for one, keys, values, more in zip(*flat, bias, strict=True)
+    ]
     out = torch.stack([x for x, _ in found]).transpose(1, 2)
     lse = torch.stack([x for _, x in found])
     return out.reshape(*lead, *out.shape[1:]), lse.reshape(*lead, *lse.shape[1:])
@@ -149,6 +153,9 @@ def route(
     enable_gqa: bool = False,
 ) -> Tensor:
     """``scaled_dot_product_attention`` of the device's tensors: fused, where that takes them."""
+    if query.dim() == 2:
+        one, keys, values = (x[None] for x in (query, key, value))
+        return route(one, keys, values, attn_mask, dropout_p, is_causal, scale)[0]
     aten = torch.ops.aten
     flash = takes_flash(query, key, value, attn_mask)
     ways = (

@@ -112,7 +112,7 @@ def _second(
 
 
 def _per_token(input: Tensor, output_q: Tensor, output_s: Tensor) -> None:
-    """Without a floor: with few rows, a row of zeros is 0 times infinity, which is clamped to 448."""
+    """Without a floor: of few rows, one of zeros is 0 times infinity, which is clamped to 448."""
     only("input", input.dtype, *_FLOATS)
     check(input.dim() == 2 and input.is_contiguous(), "input has to be [rows, dim], contiguous")
     check(input.shape[1] % 4 == 0, "input's last dimension has to be a multiple of 4")

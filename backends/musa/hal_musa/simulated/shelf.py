@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add", "libraries", "remove"]
+from hal import InvalidInput
+
+__all__ = ["add", "check", "libraries", "remove"]
 
 _SHELF = Path(__file__).parent / "libraries"
 
@@ -30,15 +32,25 @@ class _Finder(MetaPathFinder):
 _finder = _Finder()
 
 
+def check(*names: str) -> None:
+    """Refuse names of which there is no stand-in.
+
+    Raises:
+        InvalidInput: It lists those there are.
+    """
+    known = sorted(place.parent.name for place in _SHELF.glob("*/__init__.py"))
+    for name in names:
+        if name not in known:
+            raise InvalidInput(f"no stand-in is called {name!r}; there are {', '.join(known)}")
+
+
 def add(*names: str) -> None:
     """Have ``import`` find these of ``mate`` and ``sgl_kernel``, before installed ones.
 
     Raises:
-        ValueError: There is no stand-in of that name.
+        InvalidInput: There is no stand-in of that name.
     """
-    for name in names:
-        if not (_SHELF / name).is_dir():
-            raise ValueError(f"there is no stand-in called {name!r}")
+    check(*names)
     _finder.names |= frozenset(names)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -55,7 +67,7 @@ def remove(*names: str) -> None:
 
 
 @contextlib.contextmanager
-def libraries(*names: str) -> Iterator[None]:
+def libraries(*names: str) -> Generator[None, None, None]:
     """Have stand-ins for the libraries ``names`` and no others, for as long as this is open.
 
     Example:

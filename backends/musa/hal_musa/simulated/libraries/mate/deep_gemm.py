@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mate import gemm
 from torch import Tensor
+
+from . import gemm
 
 _Pair = tuple[Tensor, Tensor]
 _Granularity = tuple[int, int, int]
@@ -27,9 +28,7 @@ def fp8_gemm_nt(
 ) -> Tensor:
     """``gemm_fp8_nt_groupwise`` into ``d``; ``disable_ue8m0_cast`` says nothing."""
     assert c is None, "Not support GEMM with C"
-    return gemm.gemm_fp8_nt_groupwise(
-        a[0], b[0], a[1], b[1], scale_granularity_mnk=recipe, out=d
-    )
+    return gemm.gemm_fp8_nt_groupwise(a[0], b[0], a[1], b[1], scale_granularity_mnk=recipe, out=d)
 
 
 def m_grouped_bf16_gemm_nt_contiguous(

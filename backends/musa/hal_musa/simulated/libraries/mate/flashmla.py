@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from hal_musa.simulated import mate_attention as simulated
 from torch import Tensor
+
+from hal_musa.simulated.host import unmodelled
+from hal_musa.simulated.mate_attention import MLA, MLA_PLAN
 
 
 def get_mla_metadata(
@@ -18,9 +19,9 @@ def get_mla_metadata(
     bs: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A plan for these lengths: int32 [parts, 8] and, int32, [batch + 1]."""
-    simulated.unmodelled(is_fp8_kvcache=is_fp8_kvcache, topk=topk, q=q, bs=bs)
+    unmodelled(is_fp8_kvcache=is_fp8_kvcache or None, topk=topk, q=q, bs=bs)
     sizes = [num_q_tokens_per_head_k, num_heads_k]
-    return torch.ops.simulated_mate.mla_plan(cache_seqlens, sizes)
+    return MLA_PLAN(cache_seqlens, sizes)
 
 
 def flash_mla_with_kvcache(
@@ -43,9 +44,9 @@ def flash_mla_with_kvcache(
         [batch, tokens, heads], though its documentation says [batch, heads, tokens]: the two are
         one memory where there is one token.
     """
-    simulated.unmodelled(is_fp8_kvcache=is_fp8_kvcache, indices=indices)
+    unmodelled(is_fp8_kvcache=is_fp8_kvcache or None, indices=indices)
     assert head_dim_v == 512
-    return torch.ops.simulated_mate.mla(
+    return MLA(
         *(q, k_cache, block_table, cache_seqlens, tile_scheduler_metadata, num_splits),
         *(q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale, causal),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hal_musa.simulated import mate_gemm as simulated
 from torch import Tensor
+
+from hal_musa.simulated import mate_gemm as simulated
+from hal_musa.simulated.host import unmodelled
 
 _Pair = tuple[Tensor, Tensor]
 _Granularity = tuple[int, int, int]
@@ -30,7 +32,7 @@ def gemm_fp8_nt_groupwise(
     Scales are float32 and contiguous, [m, k / 128] and [n / 128, k / 128] rounded up, or these
     transposed where ``scale_major_mode`` is MN. ``mma_sm`` is 1 whatever is said.
     """
-    simulated.unmodelled(output_scale=output_scale)
+    unmodelled(output_scale=output_scale)
     found = simulated.result(out, (a.shape[0], b.shape[0]), out_dtype or torch.bfloat16, a)
     granularity = list(scale_granularity_mnk or (1, 128, 128))
     torch.ops.simulated_mate.groupwise(
@@ -51,7 +53,7 @@ def bmm_fp8(
     output_scale: Tensor | None = None,
 ) -> Tensor:
     """``a`` [batch, m, k] times ``b`` [batch, k, n], whose k is contiguous, both FP8."""
-    simulated.unmodelled(output_scale=output_scale)
+    unmodelled(output_scale=output_scale)
     found = simulated.result(out, (*a.shape[:2], b.shape[2]), out_dtype, a)
     granularity = list(scale_granularity_mnk or (-1, -1, -1))
     torch.ops.simulated_mate.batched(a, b, a_scale, b_scale, granularity, found)
@@ -67,7 +69,7 @@ def bmm_fp16(
     c: Tensor | None = None,
 ) -> Tensor:
     """``a`` [batch, m, k] times ``b`` [batch, k, n], both 16-bit floats."""
-    simulated.unmodelled(c=c)
+    unmodelled(c=c)
     found = simulated.result(out, (*a.shape[:2], b.shape[2]), out_dtype, a)
     torch.ops.simulated_mate.batched(a, b, None, None, [-1, -1, -1], found)
     return found
@@ -133,7 +135,7 @@ def masked_moe_gemm_16bit(
 
     The rest of ``out`` [experts, max_tokens, n] is left as it is.
     """
-    simulated.unmodelled(enable_overlap=enable_overlap)
+    unmodelled(enable_overlap=enable_overlap or None)
     torch.ops.simulated_mate.masked(a, None, b, None, masked_tokens_info, [], out)
     return out
 
@@ -152,7 +154,7 @@ def masked_moe_gemm_8bit(
 
     Scales are [experts, max_tokens, k / 128] and [experts, n / 128, k / 128].
     """
-    simulated.unmodelled(enable_overlap=enable_overlap)
+    unmodelled(enable_overlap=enable_overlap or None)
     granularity = list(scale_granularity_mnk or (1, 128, 128))
     torch.ops.simulated_mate.masked(*input_a, *input_b, masked_tokens_info, granularity, out)
     return out

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hal_musa.simulated import mate_attention as simulated
 from torch import Tensor
+
+from hal_musa.simulated.host import unmodelled
+from hal_musa.simulated.mate_attention import FMHA, PLAN, scale
 
 
 def flash_attn_varlen_func(
@@ -46,18 +48,18 @@ def flash_attn_varlen_func(
 
     The LSE is float32 [heads, tokens]. The causal mask is aligned at the bottom right.
     """
-    simulated.unmodelled(
-        attention_chunk=attention_chunk,
+    unmodelled(
+        attention_chunk=attention_chunk or None,
         descale=next((x for x in (q_descale, k_descale, v_descale) if x is not None), None),
-        cp_world_size=cp_world_size - 1,
+        cp_world_size=cp_world_size - 1 or None,
     )
     if backend not in ("auto", "mutlass", "mubin"):
         raise ValueError(f"backend is 'mutlass', 'mubin' or 'auto', not {backend!r}")
     if (cu_seqlens_q is None) != (q.dim() == 4):
         raise RuntimeError("q is [batch, seqlen, heads, dim] without cu_seqlens_q, else 3-d")
-    found, lse = torch.ops.simulated_mate.fmha(
+    found, lse = FMHA(
         *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, seqused_q, seqused_k, page_table),
-        *(qv, learnable_sink, scheduler_metadata, simulated.scale(softmax_scale, q, qv), causal),
+        *(qv, learnable_sink, scheduler_metadata, scale(softmax_scale, q, qv), causal),
         *(window_size[0], window_size[1], softcap),
     )
     found = found if out is None else out.copy_(found)
@@ -105,7 +107,7 @@ def flash_attn_with_kvcache(
     Caches are [pages, page, heads, dim] with a page table, or [batch, seqlen, heads, dim]. Latent
     attention is ``q`` of 64 with ``qv`` of 512; its metadata is a pair of which the first is room.
     """
-    simulated.unmodelled(
+    unmodelled(
         new_keys=k,
         new_values=v,
         rotary_cos=rotary_cos,
@@ -114,9 +116,9 @@ def flash_attn_with_kvcache(
         cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad,
         cu_seqlens_k_new=cu_seqlens_k_new,
-        attention_chunk=attention_chunk,
+        attention_chunk=attention_chunk or None,
         descale=next((x for x in (q_descale, k_descale, v_descale) if x is not None), None),
-        cp_world_size=cp_world_size - 1,
+        cp_world_size=cp_world_size - 1 or None,
     )
     assert k_cache.stride(-1) == 1, "k_cache must have contiguous last dimension"
     assert v_cache.stride(-1) == 1, "v_cache must have contiguous last dimension"
@@ -125,10 +127,10 @@ def flash_attn_with_kvcache(
             (k_cache.shape[0],), cache_seqlens, dtype=torch.int32, device=k_cache.device
         )
     latent = qv is not None and qv.shape[-1] == 512 and q.shape[-1] == 64
-    out, lse = torch.ops.simulated_mate.fmha(
+    out, lse = FMHA(
         *(q, k_cache, v_cache, cu_seqlens_q, None, max_seqlen_q, None, cache_seqlens, page_table),
         *(qv, learnable_sink, None if latent else scheduler_metadata),
-        *(simulated.scale(softmax_scale, q, qv), causal, window_size[0], window_size[1], softcap),
+        *(scale(softmax_scale, q, qv), causal, window_size[0], window_size[1], softcap),
     )
     return (out, lse) if return_softmax_lse else out
 
@@ -165,4 +167,4 @@ def get_scheduler_metadata(
     """
     lengths = next(x for x in (seqused_k, cu_seqlens_k, seqused_q, cu_seqlens_q) if x is not None)
     sizes = [batch_size, num_heads_q, num_heads_kv, headdim, headdim_v or headdim, int(causal)]
-    return torch.ops.simulated_mate.plan(lengths, seqused_k, sizes)
+    return PLAN(lengths, seqused_k, sizes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import hal_musa.simulated.mate_gate  # noqa: F401 - has the operator
 from torch import Tensor
+
+from hal_musa.simulated.mate_gate import OPERATOR
 
 
 def moe_fused_gate(
@@ -29,7 +29,7 @@ def moe_fused_gate(
 
     The eighth argument is ``renormalize``, which sgl_kernel's function of this name has not.
     """
-    return torch.ops.simulated_mate.gate(
+    return OPERATOR(
         *(input.contiguous(), bias.contiguous(), num_expert_group),
         *(min(topk_group, num_expert_group), topk, num_fused_shared_experts),
         *(routed_scaling_factor, renormalize, apply_routed_scaling_factor_on_output),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hal_musa.simulated import sgl
 
-from sgl_kernel.attention import merge_state_v2
-from sgl_kernel.elementwise import (
+from .attention import merge_state_v2
+from .elementwise import (
     fused_add_rmsnorm,
     gelu_and_mul,
     gelu_tanh_and_mul,
@@ -15,15 +15,15 @@ from sgl_kernel.elementwise import (
     rotary_embedding,
     silu_and_mul,
 )
-from sgl_kernel.gemm import (
+from .gemm import (
     sgl_per_token_group_quant_8bit,
     sgl_per_token_group_quant_fp8,
     sgl_per_token_group_quant_int8,
     sgl_per_token_quant_fp8,
 )
-from sgl_kernel.grammar import apply_token_bitmask_inplace_cuda
-from sgl_kernel.moe import moe_fused_gate, moe_sum, moe_sum_reduce, topk_sigmoid, topk_softmax
-from sgl_kernel.musa import (
+from .grammar import apply_token_bitmask_inplace_cuda
+from .moe import moe_fused_gate, moe_sum, moe_sum_reduce, topk_sigmoid, topk_softmax
+from .musa import (
     musa_batched_rotary_embedding_contiguous,
     musa_fused_gemv,
     musa_fused_moe_gemv,

@@ -17,7 +17,5 @@ def merge_state_v2(
     """Values [tokens, heads, dim], LSE float32 [tokens, heads]: NaN where both LSE are infinite."""
     v_merged = torch.empty_like(v_a) if v_merged is None else v_merged
     s_merged = torch.empty_like(s_a) if s_merged is None else s_merged
-    torch.ops.sgl_kernel.merge_state_v2(
-        v_a, s_a.float(), v_b, s_b.float(), v_merged, s_merged
-    )
+    torch.ops.sgl_kernel.merge_state_v2(v_a, s_a.float(), v_b, s_b.float(), v_merged, s_merged)
     return v_merged, s_merged

@@ -95,6 +95,4 @@ def rotary_embedding(
     is_neox: bool = True,
 ) -> None:
     """In place; the distance of query's heads is taken for key's too."""
-    torch.ops.sgl_kernel.rotary_embedding(
-        positions, query, key, head_size, cos_sin_cache, is_neox
-    )
+    torch.ops.sgl_kernel.rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox)
