@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import attrs
+import torch
 
 from hal.hookspecs import Backend, Hook
 from hal.op import OPS
@@ -76,6 +77,13 @@ class Plugin:
     def ours(self) -> bool:
         """Whether hal ships it."""
         return _canonical(self.distribution) == DISTRIBUTION
+
+    @property
+    def at_home(self) -> bool:
+        """Whether torch knows a type of device that it serves; no device need be there."""
+        types = None if self.backend is None else self.backend.devices
+        # Of those that are not torch's own it knows by the vendor's package.
+        return types is None or any(hasattr(torch, kind) for kind in types)
 
     def info(self) -> BackendInfo:
         """The public record."""

@@ -178,7 +178,8 @@ class Registry:
                 plugin.state = State.LOADED
 
     def _repair(self, plugin: Plugin, step: Step = mend, but: str | None = None) -> None:
-        for wanted in plugin.wanted:
+        # Asked each time: the vendor's package may be imported after hal was first used.
+        for wanted in plugin.wanted if plugin.at_home else ():
             before = plugin.repairs.get(wanted.name, "")
             if before == but:
                 continue

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import hal
-from hal.compat import fits_torch
 from hal.functions import FORMS
 from hal.op import OPS
+from hal.repairs import fits_torch
 from hal.testing.record import Sample
 from hal.testing.records import RECORDS
 from hal.validate import as_tuple, overlaps

@@ -43,12 +43,8 @@ def hal_repairs() -> list[Repair]:
 
     The fakes that torch_musa's operators lack are made here too: it is called as hal is loaded.
     """
-    import torch
-
     from hal.repairs import DEVICE_CONSTANTS
 
-    if getattr(torch.version, "musa", None) is None:
-        return []
     importlib.import_module("hal_musa.fakes")
     return [DEVICE_CONSTANTS]
 
