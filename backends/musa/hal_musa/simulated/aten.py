@@ -73,20 +73,16 @@ def _scaled_mm(
     return sent(product, self, out_dtype or self.dtype)
 
 
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.inputs = inputs
+
+
 def _gradients(library: torch.library.Library) -> None:
     """As torch_musa's derivatives.yaml; ``gated_silu`` has none."""
     aten = torch.ops.aten
 
-    def saving(count: int) -> Callable[..., None]:
-        def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            tensors = [x for x in inputs[:count] if isinstance(x, Tensor)]
-            ctx.inputs = inputs
-            ctx.save_for_backward(*tensors)
-
-        return save
-
     def swiglu(ctx: Any, grad: Tensor) -> Tensor:
-        return aten._fused_swiglu_backward(grad, *ctx.saved_tensors)
+        return aten._fused_swiglu_backward(grad, *ctx.inputs)
 
     def rope(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _, angles, *rest = ctx.inputs
@@ -97,23 +93,21 @@ def _gradients(library: torch.library.Library) -> None:
         found = aten._fused_cross_entropy_loss_2d_backward(grad, *ctx.inputs)
         return (found, *(None,) * (len(ctx.inputs) - 1))
 
-    for name, backward, count in (
-        ("_fused_swiglu_forward", swiglu, 1),
-        ("_fused_rope_forward", rope, 2),
-        ("_fused_cross_entropy_loss_2d_forward", entropy, 2),
+    for name, backward in (
+        ("_fused_swiglu_forward", swiglu),
+        ("_fused_rope_forward", rope),
+        ("_fused_cross_entropy_loss_2d_forward", entropy),
     ):
-        torch.library.register_autograd(
-            f"aten::{name}", backward, setup_context=saving(count), lib=library
-        )
+        torch.library.register_autograd(f"aten::{name}", backward, setup_context=_save, lib=library)
 
 
 def _norm_gradient(library: torch.library.Library) -> None:
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.shape, ctx.eps = inputs[1:3]
-        ctx.weight = inputs[3] if len(inputs) > 3 else None
+        input, ctx.shape, ctx.eps, ctx.weight = (*inputs, None)[:4]
         ctx.count = len(inputs)
-        ctx.save_for_backward(inputs[0], output[1])
-        ctx.mark_non_differentiable(output[1])
+        _, inverse = output
+        ctx.save_for_backward(input, inverse)
+        ctx.mark_non_differentiable(inverse)
 
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         input, inverse = ctx.saved_tensors
@@ -129,11 +123,8 @@ def _norm_gradient(library: torch.library.Library) -> None:
 
 def _attention_gradients(library: torch.library.Library) -> None:
     def save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
-        query, key, value, mask, _, ctx.causal = (
-            (*inputs, None, 0.0, False)[:6]
-            if len(inputs) == 3
-            else (*inputs, *(None, 0.0, False)[len(inputs) - 3 :])
-        )
+        given = (*inputs, *(None, 0.0, False)[len(inputs) - 3 :])
+        query, key, value, mask, _, ctx.causal = given
         ctx.scale, ctx.mask, ctx.count = keyword_only_inputs["scale"], mask, len(inputs)
         ctx.save_for_backward(query, key, value, *output)
         ctx.mark_non_differentiable(*output[1:])
