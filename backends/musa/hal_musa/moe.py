@@ -49,7 +49,8 @@ def grouped_topk(
     if renormalize:
         total = weights.sum(-1, keepdim=True)
         weights = weights / total.masked_fill(total == 0, 1)
-    shared = ids.new_tensor(range(gating.shape[-1], gating.shape[-1] + num_fused_shared_experts))
+    experts = gating.shape[-1], gating.shape[-1] + num_fused_shared_experts
+    shared = torch.arange(*experts, device=ids.device, dtype=ids.dtype)
     ids = torch.cat((ids, shared.expand(*ids.shape[:-1], -1)), -1)
     alike = weights.new_full(shared.shape, 1 / routed_scaling_factor)
     weights = torch.cat((weights, alike.expand(*weights.shape[:-1], -1)), -1)
