@@ -12,6 +12,7 @@ import torch
 
 import hal
 from hal.testing.simulated import simulate
+from hal.testing.simulated.build import extension
 
 HERE = simulate("musa")
 
@@ -301,6 +302,40 @@ def test_there_are_as_many_graphs_as_the_device_holds(monkeypatch: pytest.Monkey
     gc.collect()
     captured(lambda: x + 1)
     assert third.replay() is None
+
+
+def test_what_has_no_share_in_its_memory_is_not_read_after_it_is_freed() -> None:
+    x = torch.ones(4, device="musa")
+    borrowed = extension().unowned(x)
+    assert (borrowed + 1).tolist() == [2] * 4
+    del x
+    with pytest.raises(RuntimeError, match=r"illegal memory access.*was freed"):
+        borrowed + 1
+
+
+def test_a_replay_in_a_capture_is_captured() -> None:
+    x = torch.ones(4, device="musa")
+    inner, y = captured(lambda: x * 2)
+    outer, z = captured(lambda: (inner.replay(), y + 1)[1])
+    assert y.isnan().all()
+    x.fill_(5)
+    outer.replay()
+    assert (y.tolist(), z.tolist()) == ([10] * 4, [11] * 4)
+
+
+def test_another_device_captures() -> None:
+    x = torch.ones(4, device="musa:1")
+    torch.manual_seed(3)
+    want = torch.rand(4)
+    torch.manual_seed(3)
+    graph, y = captured(
+        lambda: torch.rand(4, device="musa:1") + torch.empty_like(x).fill_(1),
+        stream=HERE.Stream("musa:1"),
+    )
+    assert HERE.current_device() == 0
+    graph.replay()
+    assert y.device.index == 1
+    torch.testing.assert_close(y.cpu(), want + 1)
 
 
 def test_gradients_are_captured() -> None:

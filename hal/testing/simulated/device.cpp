@@ -38,6 +38,7 @@
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -886,7 +887,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("end_capture", &end_capture);
   m.def("takes_part", &takes_part);
   m.def("is_capturing", &on_captured_stream);
-  m.def("replaying", [](bool now) { t_replaying = now; });
+  m.def("replaying", [](bool now) { return std::exchange(t_replaying, now); });
   m.def("set_strict", &set_strict);
   m.def("fallbacks", &all_fallbacks);
 }

@@ -57,12 +57,11 @@ class Graph:
                 not if it is ``"global"``, and may if it is ``"thread_local"`` or ``"relaxed"``.
 
         Raises:
-            RuntimeError: The current stream is the default one, a capture is under way, this graph
-                has been captured, or there are as many graphs as there may be.
+            RuntimeError: The current stream is the default one, a capture is under way, or this
+                graph has been captured.
         """
         if self._nodes is not None:
             raise RuntimeError(f"this {type(self).__name__} already owns a captured graph")
-        self._check_limit()
         self._pool = pool or (next(_pools), 0)
         extension().begin_capture(max(self._pool), capture_error_mode == "global")
         extension().keep_pool(max(self._pool))
@@ -72,19 +71,12 @@ class Graph:
         self._recorder = Recorder()
         self._recorder.__enter__()
 
-    def _check_limit(self) -> None:
-        alive = len(Graph._alive)
-        if self.limit is not None and alive >= self.limit:
-            raise RuntimeError(
-                f"{kind()} error: there are {alive} captured graphs, and this device holds no more "
-                f"than {self.limit}; reset() or delete those that are not needed"
-            )
-
     def capture_end(self) -> None:
         """End the capture.
 
         Raises:
-            RuntimeError: None was begun, or work on another stream was not waited for.
+            RuntimeError: None was begun, work on another stream was not waited for, or there are
+                as many graphs as there may be.
         """
         recorder, self._recorder = self._recorder, None
         if recorder is None:
@@ -92,14 +84,27 @@ class Graph:
         recorder.__exit__(None, None, None)
         joined = extension().end_capture()
         recorder.undo()
-        if not joined:
-            self.reset()
-            raise RuntimeError(
-                f"{kind()} error: capturing stream has unjoined work: wait for the other stream "
-                "before the capture ends"
+        problem = (
+            self._full()
+            if joined
+            else (
+                "capturing stream has unjoined work: wait for the other stream before the capture ends"
             )
+        )
+        if problem:
+            self.reset()
+            raise RuntimeError(f"{kind()} error: {problem}")
         self._nodes = recorder.nodes
         Graph._alive.add(self)
+
+    def _full(self) -> str | None:
+        alive = len(Graph._alive)
+        if self.limit is None or alive < self.limit:
+            return None
+        return (
+            f"there are {alive} captured graphs, and this device holds no more than {self.limit}; "
+            "reset() or delete those that are not needed"
+        )
 
     def replay(self) -> None:
         """Run what was captured, on the tensors of the capture as they are now.
@@ -109,14 +114,14 @@ class Graph:
         """
         if self._nodes is None:
             raise RuntimeError("replay() of a graph that was not captured")
-        extension().replaying(True)
+        before = extension().replaying(True)
         try:
             # What casts or records gradients did so in the capture.
             with device(self._device), torch.no_grad(), torch.autocast(kind(), enabled=False):
                 for node in self._nodes:
                     node.run()
         finally:
-            extension().replaying(False)
+            extension().replaying(before)
 
     def reset(self) -> None:
         """Forget what was captured, and its share in the pool."""
