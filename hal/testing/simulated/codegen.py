@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hal.testing.simulated import place
+
 __all__ = ["attributes"]
 
 _WANTED = {"Scheduling", "PythonWrapperCodegen", "CppWrapperCodegen", "WrapperFxCodegen"}
@@ -63,7 +65,7 @@ def _inductor(module: ModuleType) -> dict[str, Any]:
     # It takes what is not the host for a device whose kernels have another form (torch 2.13).
     if hasattr(config, "loop_reindexing_after_fusion"):
         config.loop_reindexing_after_fusion = False
-    kind = module.__name__.rpartition(".")[2]
+    kind = place.kind()  # Its module may have another name.
     interface = _interface(module)
     for name in (kind, *(f"{kind}:{i}" for i in range(module.device_count()))):
         register_interface_for_device(name, interface)
