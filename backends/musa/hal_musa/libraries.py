@@ -82,7 +82,7 @@ class Offer:
         if not all(map(_installed, self.needs)):
             return None
         reason = f"{self.kernel.name} has it from mp_{self.since} on, and this is mp_{arch}"
-        return attrs.evolve(self.kernel, supports=_refusing(reason))
+        return attrs.evolve(self.kernel, refused=reason)
 
     def _for(self, arch: int) -> Kernel:
         if self.before is None or arch >= self.before[0]:
@@ -99,14 +99,7 @@ def never(op: Callable[..., Any], name: str, reason: str, *needs: str) -> Offer:
         reason: Why not.
         needs: As in ``Offer``: without the library there is nothing to explain.
     """
-    return Offer(Kernel(fn=op, name=name, supports=_refusing(reason)), needs)
-
-
-def _refusing(reason: str) -> Callable[..., str]:
-    def supports(*args: Any, **kwargs: Any) -> str:
-        return reason
-
-    return supports
+    return Offer(Kernel(fn=op, name=name, refused=reason), needs)
 
 
 def portable(family: str, op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
