@@ -33,6 +33,7 @@ def libraries() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_is_refuted(op: str) -> None:
     asked = [q for q in questions("musa", hal.device("musa"), [op]) if q.check in CHECKS]

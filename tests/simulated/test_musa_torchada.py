@@ -13,7 +13,14 @@ import pytest
 PROGRAM = Path(__file__).with_name("musa_shimmed.py")
 
 
-@pytest.mark.parametrize("shim", ["torchada==0.1.60", "torchada==0.1.103", "torchada"])
+SHIMS = [
+    "torchada==0.1.60",
+    pytest.param("torchada==0.1.103", marks=pytest.mark.long),
+    pytest.param("torchada", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("shim", SHIMS)
 def test_the_card_is_moore_threads(shim: str) -> None:
     folder = Path(sys.prefix) / shim
     if not folder.is_dir():
