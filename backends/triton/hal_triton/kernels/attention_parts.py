@@ -225,6 +225,9 @@ def seen(
             of_v,
             *(MASKED, PAGES, BLOCK_V, UNIT, FULL),
         ).to(q.dtype)
-        if PTX and v.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.float16:
-            value = as_loaded(value)
+        # Triton 3.3 has no ``and`` of what types say.
+        if PTX:
+            if q.dtype == tl.float16:
+                if v.dtype.element_ty.primitive_bitwidth == 8:
+                    value = as_loaded(value)
     return add_keys(acc, peak, total, score, value, scale, SPLIT)

@@ -196,13 +196,15 @@ def attend_parts(
         offset = place * rest_stride + head * rest_head
         tile_rest = queries(q_rest, offset, inside, rest, sign, SIGNED, REST)
     factor = k_factor
-    if q.dtype.element_ty == tl.bfloat16 and k.dtype.element_ty.primitive_bitwidth == 8:
-        power, factor = halved(tile_q, tile_rest)
-        tile_q = (tile_q.to(tl.float32) * power).to(tl.float16)
-        if REST > 0:
-            tile_rest = (tile_rest.to(tl.float32) * power).to(tl.float16)
-        if k_factor is not None:
-            factor *= k_factor
+    # Triton 3.3 has no ``and`` of what types say.
+    if q.dtype.element_ty == tl.bfloat16:
+        if k.dtype.element_ty.primitive_bitwidth == 8:
+            power, factor = halved(tile_q, tile_rest)
+            tile_q = (tile_q.to(tl.float32) * power).to(tl.float16)
+            if REST > 0:
+                tile_rest = (tile_rest.to(tl.float32) * power).to(tl.float16)
+            if k_factor is not None:
+                factor *= k_factor
     least = tl.maximum(keys - count - left, 0)
     lowest, highest = query + (keys - count) - left, query + (keys - count) + right
 
