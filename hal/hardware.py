@@ -48,6 +48,8 @@ class Device:
         multiprocessors: The number of multiprocessors.
         warp_size: Threads that execute together.
         accelerator: False for the host processor.
+        simulated: Whether it is one of ``hal.testing.simulated``, of which nothing is proven that
+            would hold for hardware.
         capabilities: What the backends claim for it.
 
     Example:
@@ -64,6 +66,7 @@ class Device:
     multiprocessors: int | None = None
     warp_size: int | None = None
     accelerator: bool = True
+    simulated: bool = False
     capabilities: frozenset[Capability] = attrs.field(
         default=frozenset(), converter=frozenset, validator=deep_iterable(instance_of(Capability))
     )
