@@ -434,6 +434,12 @@ def test_more_graphs_than_the_device_holds_are_refused_up_front(
     hal.graphs.capture(noted, draw(4, 4), pad={"x": 0})
 
 
+def test_a_card_says_how_many_it_holds_before_its_driver_does() -> None:
+    most = hal.device(X).max_graphs
+    assert most is not None
+    assert most <= HERE.MUSAGraph.limit
+
+
 def test_in_a_capture_only_what_is_safe_there_is_chosen() -> None:
     quick = kernel("silu_and_mul", "quick")
     safe = kernel("silu_and_mul", "safe", graph_safe=True)
