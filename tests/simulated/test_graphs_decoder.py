@@ -14,6 +14,7 @@ from torch import Tensor
 import decoder
 import hal
 from hal.testing.simulated import simulate
+from simulated.vendors import ARCH, vendors
 
 HERE = simulate("musa")
 X = torch.device("musa:0")
@@ -178,6 +179,18 @@ def test_the_tokens_are_those_without_graphs(model: decoder.Decoder, steps: int)
     assert stats.fallbacks == {"more than 32 tokens": 1}
     assert graphed.decode.stats().replays == {1: steps, 4: steps, 2: 2 * steps, 5: steps}
     assert graphed.decode.stats().fallbacks == {}
+
+
+@pytest.mark.skipif(ARCH < 31, reason="MATE is for mp_31")
+def test_so_they_are_with_the_vendors_kernels() -> None:
+    with vendors("mate", "sgl_kernel"):
+        model = decoder.load(TINY, X, torch.bfloat16)
+        plain, graphed = Engine(model, 5), Graphed(model, 5, 32)
+        for captured in graphed.prefill, graphed.decode:
+            assert {"paged_attention: musa:mate", "silu_and_mul: musa:torch_musa"} <= {
+                *captured.stats().warmed
+            }
+        assert serve(graphed, graphed.graphed, 6) == serve(plain, plain.eager, 6)
 
 
 def test_memory_does_not_grow_as_it_serves(model: decoder.Decoder) -> None:
