@@ -170,6 +170,19 @@ def test_it_draws_anew_in_each_replay() -> None:
     assert all(torch.equal(fast(x).cpu(), expected) for expected in want)
 
 
+def test_a_module_is_captured_as_it_is_called() -> None:
+    class Gate(torch.nn.Module):
+        def forward(self, x: Tensor, *, scale: float = 3.0) -> Tensor:
+            return hal.ops.silu_and_mul(x) * scale
+
+    module = Gate()
+    fast = hal.graphs.capture(module, draw(4, 8), pad={"x": 0}, buckets=[4])
+    x = draw(2, 8)
+    assert torch.equal(fast(x), module(x))
+    with pytest.raises(hal.InvalidInput, match="Gate was captured with scale"):
+        fast(x, scale=2.0)
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "shape": (
         lambda f: f(draw(3, 8), 2.0),
