@@ -64,6 +64,13 @@ def _tiles(least: int, most: int) -> Iterator[Config]:
             yield several, 2**power, warps
 
 
+def _short(least: int, most: int) -> Iterator[Config]:
+    """The same for rows of 128 columns."""
+    for several, warps in itertools.product((2, 4, 8, 16, 32, 64), (1, 2, 4, 8)):
+        if least <= several * 128 // (32 * warps) <= most:
+            yield several, 128, warps
+
+
 def _heads(most: int) -> Iterator[Config]:
     """Tokens, heads of 128 columns and warps, of which there are so many at most."""
     some = [warps for warps in (1, 2, 4, 8) if warps <= most]
@@ -75,7 +82,7 @@ def _heads(most: int) -> Iterator[Config]:
 TUNABLE = {
     "gate": Tunable(("activation",), tuple(_tiles(8, 16))),
     "sum": Tunable(("router",), tuple(_tiles(2, 8))),
-    "merge": Tunable(("decode",), tuple(_tiles(4, 16))),
+    "merge": Tunable(("decode",), tuple(_short(4, 32))),
     "rotary": Tunable(("rotary",), tuple(_heads(8))),
     # More warps would race for what they share.
     "norm rotary": Tunable(("rotary",), tuple(_heads(1))),

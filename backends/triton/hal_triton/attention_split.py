@@ -21,10 +21,12 @@ _CHUNKS, _SHORT, _STEP = 64, 16, 128
 """As in the kernels."""
 _MERGED = 512
 """Elements of a program's sums when they are merged: 4 of each thread, of many chunks."""
-_BUSY = 128
+_BUSY = 200
 """Programs with which a large device is as good as full, and need not be more."""
 _FILLED = 264
 """Programs to make of fewer, at most: 2 for each of 132 processors, which hold no more at once."""
+_EVEN = 4
+"""Programs that share a sequence at least, as others may be shorter; a tenth slower if none is."""
 _LONG = 8192
 """Keys beyond which a sequence has 4 programs nevertheless: all others may be short."""
 _FOLDED = 8192
@@ -91,7 +93,7 @@ def _plan(sequences: int, programs: int, span: int, sums: int) -> _Plan:
     if sums > _FOLDED:
         return _Plan(least, chunks, chunks)
     programs *= sequences
-    slots = 1 if programs == 0 or programs >= _BUSY else _FILLED // programs
+    slots = 1 if programs == 0 or programs >= _BUSY else max(_FILLED // programs, _EVEN)
     return _Plan(least, chunks, min(chunks, max(slots, 4 if span > _LONG else 1)))
 
 

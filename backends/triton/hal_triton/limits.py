@@ -73,7 +73,7 @@ class Long(NamedTuple):
 def in_parts(probs: Tensor, rows: int, stride: int, lists: bool) -> Long:
     columns, room = probs.shape[-1], _ROOM if lists else 0
     parts = ceil_div(columns, PART)
-    space = ceil_div(2 * room + (2 * PIVOTS.value + 3) * parts + 3, 16) * 16
+    space = ceil_div(2 * room + (2 * PIVOTS.value + 4) * parts + 3, 16) * 16
     work = empty((rows, space), probs, torch.int32)
     numbers, aligned = (columns, stride, space, room), unit(columns, stride)
     return Long(work, (rows, parts, 1), numbers, next_power_of_2(parts), aligned)

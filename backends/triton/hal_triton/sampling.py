@@ -154,10 +154,10 @@ def _renorm_long(long: Long, limits: Limits) -> Run:
     counted, (rows, parts, _) = limits.kinds[0], long.grid
     floored, shape = (*long.numbers, *limits.floor), (long.parts, PART, long.aligned)
     leading = *long.numbers, *limits.leading
-    constants = counted, True, PART, long.aligned
-    survey = part_kernels.survey.bind(long.grid, (*leading, -1), constants)
+    constants = counted, False, True, *shape
+    survey = part_kernels.survey.bind(long.grid, (*leading, *limits.floor, -1), constants)
     every = *leading, *limits.floor, -1, 0, -1, 0, -1
-    constants = True, False, False, long.parts, PART, _PIECE, long.aligned
+    constants = True, False, False, False, long.parts, PART, _PIECE, long.aligned
     collect = kernels.collect.bind(long.grid, every, constants, 8)
     constants = long.parts, _LOOK
     settle = renorm_kernels.settle.bind((rows, 1, 1), (*leading, parts), constants, 8)
@@ -166,7 +166,7 @@ def _renorm_long(long: Long, limits: Limits) -> Run:
 
     def run(out: Tensor, x: Tensor, *words: Tensor) -> None:
         work = long.work()
-        survey(work, x, *words[:2], work)
+        survey(work, x, *words, work)
         if counted:
             collect(work, x, *words, work, work, work)
             settle(work, x, *words[:2])
@@ -198,7 +198,7 @@ def sample(
     rows_in, _, stride = rows_like(probs)
     if probs.shape[-1] > PART:
         long = in_parts(probs, rows, stride, limits.kinds[0])
-        launch = _sample_long(long, limits.kinds, numbers)
+        launch = _sample_long(long, limits.kinds, numbers, top_k is None and top_p is not None)
     else:
         launch = _sample_short(rows, probs.shape[-1], stride, limits.kinds, numbers)
 
@@ -230,22 +230,31 @@ def _sample_short(
     return kernels.sample_rows.bind(grid, (rows, columns, stride, *numbers), constants, num_warps)
 
 
-def _sample_long(long: Long, kinds: tuple[bool, bool], numbers: tuple[int, ...]) -> Run:
+def _sample_long(
+    long: Long, kinds: tuple[bool, bool], numbers: tuple[int, ...], first: bool
+) -> Run:
+    """``first`` a token is drawn without limits, and looked for them only if they forbid it."""
     (rows, parts, _), every, limited = long.grid, (*long.numbers, *numbers), kinds[0]
-    leading = *long.numbers, *numbers[:5], numbers[-1]
-    constants = limited, False, PART, long.aligned
-    survey = part_kernels.survey.bind(long.grid, leading, constants)
+    shape = long.parts, PART, long.aligned
+    constants = False, False, True, False, long.parts, PART, PART, long.aligned
+    draw = kernels.collect.bind(long.grid, every, constants, 8)
+    look = part_kernels.look.bind(long.grid, (*long.numbers, numbers[-1]), shape)
+    leading = *long.numbers, *numbers[:7], numbers[-1]
+    survey = part_kernels.survey.bind(long.grid, leading, (limited, first, False, *shape))
     # With a floor few pieces of a part have anything to draw; with a list drawing is rare.
     piece = _PIECE if any(kinds) else PART
-    constants = *kinds, True, long.parts, PART, piece, long.aligned
+    constants = *kinds, True, first, long.parts, PART, piece, long.aligned
     collect = kernels.collect.bind(long.grid, every, constants, 8)
-    constants, num_warps = (*kinds, long.parts, _LOOK), 8 if limited else 1
+    constants, num_warps = (*kinds, first, long.parts, _LOOK), 8 if limited else 1
     choose = kernels.choose.bind((rows, 1, 1), (*every, parts), constants, num_warps)
 
     def run(out: Tensor, x: Tensor, *words: Tensor) -> None:
         work = long.work()
+        if first:
+            draw(work, x, *words)
+            look(work, x, words[-1])
         if any(kinds):
-            survey(work, x, *words[:2], words[-1])
+            survey(work, x, *words[:3], words[-1])
         collect(work, x, *words)
         choose(out, work, x, *words)
 

@@ -38,6 +38,7 @@ def sample_samples() -> Iterator[Sample]:
     yield from sample_limits()
     yield from sample_noise()
     yield from sample_mass()
+    yield from sample_long()
 
 
 def sample_layouts() -> Iterator[Sample]:
@@ -129,6 +130,23 @@ def sample_noise() -> Iterator[Sample]:
     yield Sample("offset []", (p,), {"seed": seeds, "offset": torch.tensor(2**33 + 1)})
     both = {"seed": seeds[::2], "offset": seeds[1::2]}
     yield Sample("strided seeds", (p,), both | {"indices": torch.tensor([5, 5, 0])})
+
+
+def sample_long() -> Iterator[Sample]:
+    """Rows that kernels take in parts; half of what is drawn without limits is beyond these."""
+    make = Maker(7)
+    noise = {"seed": 4, "offset": 3}
+    limits: list[tuple[str, dict[str, Any]]] = [
+        ("top_p", {"top_p": 0.5}),
+        ("top_p and min_p", {"top_p": 0.5, "min_p": 0.02}),
+        ("top_p of each", {"top_p": TOP_P_ROWS[:4]}),
+        ("top_k and top_p", {"top_k": 40, "top_p": 0.5}),
+    ]
+    for name, given in limits:
+        yield Sample(f"long rows, {name}", (make.probs(4, 4112),), given | noise)
+    indices = torch.tensor([2, 0, 2, 1, 0, 2])
+    given = {"top_p": 0.75, "indices": indices}
+    yield Sample("long rows of indices", (make.probs(3, 8201),), given | noise)
 
 
 def sample_refusals() -> Iterator[Refusal]:

@@ -51,7 +51,9 @@ def _turned(
         rest = tl.load(x + column, inside, 0.0)
         if weight is not None:
             value = rest.to(tl.float32)
-            squares += tl.sum(value * value, 2)
+            # Spelled as well: a product that is fused into the sum with another thread's would be
+            # rounded in one of the two threads only.
+            squares += tl.sum(tl.fma(value, value, 0.0), 2)
     kind = out.dtype.element_ty
     if weight is not None:
         scale = tl.rsqrt(squares / head_dim + eps)[:, :, None]

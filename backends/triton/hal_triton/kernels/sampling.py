@@ -3,6 +3,10 @@
 Of a long row with limits, after the parts' counts, all tokens are listed above the pivot that the
 limits end at. In the list, or if it has no room for them in the row itself, a program finds the end
 and draws. A row that the limits leave whole is drawn from in parts.
+
+Where only a mass limits, a row is drawn from as if it were whole first. If that token is one that
+is kept, it is the best of those, and nothing is searched: with a top_p of 0.9 it is one in nine of
+ten draws.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from hal_triton.kernels.limits import (
 )
 from hal_triton.kernels.noise import NEVER, exponential, score
 from hal_triton.kernels.parameters import word_of
-from hal_triton.kernels.parts import part_of, peak_of, places_of, surveyed
+from hal_triton.kernels.parts import best_of, drawn, part_of, peak_of, places_of, surveyed
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
@@ -112,6 +116,7 @@ def collect(
     LIMITED: tl.constexpr,
     MIN_P: tl.constexpr,
     DRAWS: tl.constexpr,
+    DRAWN: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -120,12 +125,16 @@ def collect(
 ):
     """List a part's tokens that the limits may leave; with DRAWS, draw from it if they leave all.
 
-    A part of TILE columns is drawn from in pieces of BLOCK.
+    A part of TILE columns is drawn from in pieces of BLOCK. Of a row that is DRAWN already nothing
+    is needed, if that is kept.
     """
     await_previous(PDL)
     row, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     source = word_of(indices, row, index_stride, row)
-    start, counts, masses, peaks, draws, _ = places_of(work, row, space, room, parts)
+    start, counts, masses, peaks, draws, ends = places_of(work, row, space, room, parts)
+    if DRAWN:
+        if tl.load(ends + 1) != 0:
+            return
     whole = row >= 0
     if LIMITED:
         most, limit = leading_of(
@@ -183,12 +192,6 @@ def _better(
 
 
 @triton.jit
-def _best(scores, tokens):
-    best = tl.max(scores, 0)
-    return tl.where(best == NEVER, 0, tl.min(tl.where(scores == best, tokens, ALL), 0))
-
-
-@triton.jit
 def _drawn(
     source, columns, size, low, high, left, count, mass, most, limit, floor, row,
     seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK: tl.constexpr,
@@ -210,7 +213,7 @@ def _drawn(
                 best, token, kept, key, column, row, seed, seed_stride, seed_number,
                 offset, offset_stride, offset_number,
             )  # fmt: skip
-    return _best(best, token)
+    return best_of(best, token)
 
 
 @launcher
@@ -243,6 +246,7 @@ def choose(
     parts: tl.int32,
     LIMITED: tl.constexpr,
     MIN_P: tl.constexpr,
+    DRAWN: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -250,8 +254,11 @@ def choose(
     """The token of a row: the best of its parts' draws, or drawn from what limits leave."""
     await_previous(PDL)
     row = tl.program_id(0)
-    start, counts, masses, peaks, draws, _ = places_of(work, row, space, room, parts)
-    part = tl.arange(0, PARTS)
+    start, counts, masses, peaks, draws, ends = places_of(work, row, space, room, parts)
+    if DRAWN:
+        if tl.load(ends + 1) != 0:
+            tl.store(out + row, tl.load(ends))
+            return
     whole = row >= 0
     token = row * 0
     if LIMITED:
@@ -281,7 +288,5 @@ def choose(
                     offset, offset_stride, offset_number, BLOCK,
                 )  # fmt: skip
     if whole:
-        scores = tl.load(draws + part, part < parts, NEVER)
-        tokens = tl.load(draws + parts + part, part < parts, 0)
-        token = _best(scores, tokens)
+        token = drawn(draws, parts, PARTS)
     tl.store(out + row, token)
