@@ -24,6 +24,7 @@ __all__ = [
 Pool = tuple[int, int]
 
 _pools = itertools.count(1)
+_UNJOINED = "capturing stream has unjoined work: wait for the other stream before the capture ends"
 
 
 class Graph:
@@ -84,13 +85,7 @@ class Graph:
         recorder.__exit__(None, None, None)
         joined = extension().end_capture()
         recorder.undo()
-        problem = (
-            self._full()
-            if joined
-            else (
-                "capturing stream has unjoined work: wait for the other stream before the capture ends"
-            )
-        )
+        problem = self._full() if joined else _UNJOINED
         if problem:
             self.reset()
             raise RuntimeError(f"{kind()} error: {problem}")
