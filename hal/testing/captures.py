@@ -38,9 +38,14 @@ def _stream(module: Any) -> Any:
     return module.Stream()
 
 
+# How many pieces of memory of how many bytes: allocators of accelerators round up to 512, and fill
+# the smallest gap first, of which there are more the smaller they are.
+_PIECES = {2**power: 64 if power == 9 else 16 if power < 16 else 4 for power in range(20, 8, -1)}
+
+
 def _not_a_number(device: str) -> list[Tensor]:
-    """NaN in memory that is free, of sizes from 512 bytes to 1 MiB."""
-    sizes = [2**power for power in reversed(range(7, 19)) for _ in range(4)]
+    """NaN in memory that is free."""
+    sizes = [size // 4 for size, count in _PIECES.items() for _ in range(count)]
     return [torch.full((size,), float("nan"), device=device) for size in sizes]
 
 
