@@ -70,7 +70,9 @@ SEEDS = r"^seeds|^offset|^5x1$"
 """Samples of ``sample``, which takes long, with seeds and offsets in memory and without."""
 
 
-def fault(op: str, complaint: str, only: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def fault(
+    op: str, complaint: str, only: str = ""
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Plant the decorated kernel, whose name says what is wrong with it."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Generator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hal.testing.captures import Captured, Data, assert_results, capture, graph_class
@@ -37,11 +38,17 @@ def _renewed(subject: Subject, flat: Sequence[Any]) -> list[Any]:
     def other(i: int, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.flip(0) if i in turned else value
+        value = _in_reverse(value) if i in turned else value
         value = value + 1 if i in free else value
         return value / 2 if _halves(value) else value
 
     return [other(i, value) for i, value in enumerate(flat)]
+
+
+def _in_reverse(value: Tensor) -> Tensor:
+    """The rows from the last to the first; torch turns no floats of 8 bits, but bytes."""
+    plain = value.view(torch.uint8) if value.itemsize == 1 else value
+    return plain.flip(0).view(value.dtype)
 
 
 def _halves(value: Tensor) -> bool:

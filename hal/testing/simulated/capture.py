@@ -68,7 +68,9 @@ def _written(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[T
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
-def _read_back(op: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]) -> bool:
+def _read_back(
+    op: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]
+) -> bool:
     """Whether the host gets what it may not have in a capture, as Triton's interpreter does."""
     hosts = [t for t in _written(op, args, kwargs) if not _here(t)]
     return bool(given and hosts) and not all(t.is_pinned() for t in hosts)
