@@ -44,6 +44,7 @@ class Case:
         complaint: A pattern of what the check says of it; None if there is nothing to say.
         fn: The kernel.
         only: A pattern of the names of the samples that are tried, where all take too long.
+        inplace: Whether it is the in-place form, beside a correct kernel.
     """
 
     op: str
@@ -51,6 +52,7 @@ class Case:
     complaint: str | None
     fn: Callable[..., Any]
     only: str = ""
+    inplace: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -71,12 +73,13 @@ SEEDS = r"^seeds|^offset|^5x1$"
 
 
 def fault(
-    op: str, complaint: str, only: str = ""
+    op: str, complaint: str, only: str = "", inplace: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Plant the decorated kernel, whose name says what is wrong with it."""
 
     def plant(fn: Callable[..., Any]) -> Callable[..., Any]:
-        FAULTS.append(Case(op, fn.__name__.replace("_", " "), complaint, fn, only))
+        name = fn.__name__.replace("_", " ")
+        FAULTS.append(Case(op, name, complaint, fn, only, inplace))
         return fn
 
     return plant
@@ -352,6 +355,11 @@ def draws_once_for_a_seed(
     return right("sample", probs, seed=_once(seed), offset=_once(offset), **limits)
 
 
+@fault(MUL_ADD, f"in place: {OTHER}", inplace=True)
+def adds_in_place_what_an_argument_was(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return x.copy_(right(MUL_ADD, x, _once(y), scale))
+
+
 # ---- What looks like a fault and is none
 
 
@@ -427,6 +435,9 @@ def _found(name: str, device: str) -> Cell:
     """What the check says of a kernel."""
     case, where = CASES[name], hal.device(device)
     kernel = hal.Kernel(fn=case.fn, name="k", graph_safe=True)
+    if case.inplace:
+        correct = NATIVE.hooks[case.op](hal.device("cpu")).fn
+        kernel = attrs.evolve(kernel, fn=correct, inplace=case.fn)
     planted = backend("planted", devices=(where.type,), **{case.op: kernel})
     with installed(planted, NATIVE):
         (question,) = questions("planted", where, [case.op], ["capture"])

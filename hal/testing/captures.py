@@ -97,13 +97,13 @@ class Captured:
         assert bool(kept), "it wrote into memory that was free"
 
 
-def capture(subject: Subject, static: list[Any]) -> Captured:
-    """Capture a call into a pool of its own, whose memory held NaN."""
+def capture(subject: Subject, static: list[Any], name: str) -> Captured:
+    """Capture a call of ``hal.ops.<name>`` into a pool of its own, whose memory held NaN."""
     module, graph_type = graph_class(subject.device.type)
     pool, graphs = module.graph_pool_handle(), (graph_type(), graph_type())
     _recorded(module, graphs[0], pool, lambda: _not_a_number(str(subject.device)))
     graphs[0].replay()
-    returned = _recorded(module, graphs[1], pool, lambda: subject.run(static))
+    returned = _recorded(module, graphs[1], pool, lambda: subject.run(static, name))
     return Captured(subject, graphs, static, returned)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hal.form import Form
 from hal.testing.captures import Captured, Data, assert_results, capture, graph_class
 from hal.testing.checks.check import Effort, accepted, check, claimed, each
 from hal.testing.checks.results import same_bits
@@ -90,69 +91,78 @@ def _next(subject: Subject, data: Data) -> Data:
     return Data(flat, results(subject.op.call(subject.record.oracle, flat)))
 
 
-def _called(subject: Subject, sample: Sample) -> None:
-    assert_results(subject, _first(subject, sample), subject.run(subject.flat(sample)))
+def _called(subject: Subject, form: Form, sample: Sample) -> None:
+    returned = subject.run(subject.flat(sample), form.name)
+    assert_results(subject, _first(subject, sample), returned)
 
 
-def _replayed(captured: Captured, data: Data, times: int = 1) -> None:
+def _replayed(captured: Captured, form: Form, data: Data, times: int = 1) -> None:
     captured.replay(data, times)
-    op = captured.subject.op
-    written = op.overwritten if op.mutates else ()
-    for i, name in enumerate(op.signature.parameters):
+    written = form.op.overwritten if form.inplace else ()
+    for i, name in enumerate(form.op.signature.parameters):
         given = data.values[i]
         if isinstance(given, Tensor) and i not in written:
             assert same_bits(captured.static[i].to(HOST), given), f"it wrote into {name}"
 
 
-def _growth(subject: Subject, static: list[Any], collected: bool = False) -> int:
+def _growth(subject: Subject, form: Form, static: list[Any], collected: bool = False) -> int:
     """Bytes that a capture and a call leave in use; what garbage holds counts if not collected."""
     module, _ = graph_class(subject.device.type)
     collect = gc.collect if collected else int
     collect()
     before = module.memory_allocated()
-    capture(subject, static)
-    subject.run(static)
+    capture(subject, static, form.name)
+    subject.run(static, form.name)
     collect()
     return module.memory_allocated() - before
 
 
-def _replays(subject: Subject, sample: Sample, other: Sample) -> None:
+def _replays(subject: Subject, form: Form, sample: Sample, other: Sample) -> None:
     seen, unseen = subject.flat(sample), subject.flat(sample)
     first = _first(subject, sample)
     second = _next(subject, first)
     for _ in range(3):  # What is compiled or allocated once is afterwards.
-        subject.run(seen)
+        subject.run(seen, form.name)
     with _then("captured with tensors that no call had seen"):
-        cold = capture(subject, unseen)
+        cold = capture(subject, unseen, form.name)
     with _then("called when a capture had not been replayed"):
-        _called(subject, sample)
+        _called(subject, form, sample)
     with _then("captured with the tensors of calls before"):
-        warm = capture(subject, seen)
+        warm = capture(subject, seen, form.name)
     with _then("replayed with other data"):
-        _replayed(warm, second)
+        _replayed(warm, form, second)
     with _then("called with other arguments"):
-        _called(subject, sample)
-        _called(subject, other)
+        _called(subject, form, sample)
+        _called(subject, form, other)
     with _then("replayed twice after calls with other arguments"):
-        _replayed(cold, _next(subject, second), times=2)
+        # In place the second would be given what the first returned.
+        _replayed(cold, form, _next(subject, second), times=1 if form.inplace else 2)
     with _then("left alone when other calls were made"):
         assert_results(subject, second, warm.returned)
     with _then("replayed with the first data"):
-        _replayed(warm, first)
+        _replayed(warm, form, first)
     with _then("captured and called once more"):
-        grown = _growth(subject, seen) and _growth(subject, seen, collected=True)
+        grown = _growth(subject, form, seen) and _growth(subject, form, seen, collected=True)
         assert grown <= 0, f"{grown} bytes more are in use"
+
+
+def _tensors(sample: Sample) -> list[Tensor]:
+    return [v for v in (*sample.args, *sample.kwargs.values()) if isinstance(v, Tensor)]
 
 
 def _capturable(sample: Sample) -> bool:
     """An expanded tensor cannot be written into, nor is there anything to see in an empty one."""
-    given = [v for v in (*sample.args, *sample.kwargs.values()) if isinstance(v, Tensor)]
-    return all(v.numel() > 1 and all(v.stride()) for v in given if v.ndim)
+    return all(v.numel() > 1 and all(v.stride()) for v in _tensors(sample) if v.ndim)
+
+
+def _apart(sample: Sample) -> bool:
+    """Whether what is written in place changes no other argument."""
+    storages = {v.untyped_storage().data_ptr() for v in _tensors(sample)}
+    return len(storages) == len(_tensors(sample))
 
 
 def _size(sample: Sample) -> int:
-    given = (*sample.args, *sample.kwargs.values())
-    return sum(value.numel() for value in given if isinstance(value, Tensor))
+    return sum(value.numel() for value in _tensors(sample))
 
 
 def _few(fit: Sequence[Sample]) -> list[Sample]:
@@ -165,6 +175,22 @@ def _few(fit: Sequence[Sample]) -> list[Sample]:
             chosen.append(sample)
             seen |= tensors
     return chosen
+
+
+def _cases(
+    subject: Subject, form: Form, fit: Sequence[Sample]
+) -> Iterator[tuple[Form, Sample, Sample]]:
+    """Each sample with a larger one, for which a kernel may replace what it keeps."""
+    second = form.inplace and not form.op.mutates
+    if second and subject.kernel.inplace is None:  # Hal copies what the other form returns.
+        return
+    given = sorted(filter(_apart, fit) if second else fit, key=_size)
+    yield from zip([form] * len(given), given, [*given[1:], *given[:1]], strict=True)
+
+
+def _named(case: tuple[Form, Sample, Sample]) -> str:
+    form, sample, _ = case
+    return f"{sample.name}, in place" if form.inplace else sample.name
 
 
 @check("capture", isolated=True)
@@ -180,8 +206,6 @@ def graph_safe(subject: Subject, effort: Effort) -> int:
         raise NotTried("no sample can be captured")
     if effort.every > 1:
         fit = _few([sample for sample in fit if _size(sample) <= _MOST] or fit[:1])
-    # Each is followed by a larger call, for which a kernel may replace what it keeps.
-    fit.sort(key=_size)
-    cases = list(zip(fit, [*fit[1:], fit[0]], strict=True))
+    cases = [case for form in subject.forms for case in _cases(subject, form, fit)]
     # After a capture that failed nothing that a device says can be relied on.
-    return each(cases, lambda case: _replays(subject, *case), lambda case: case[0].name, alone=True)
+    return each(cases, lambda case: _replays(subject, *case), _named, alone=True)
