@@ -24,7 +24,7 @@ __all__ = ["graph_safe"]
 _SAMPLES = 4
 
 # Elements of the tensors of such a call; with more the oracle takes seconds.
-_MOST = 2**18
+_MOST = 2**16
 
 
 def _renewed(subject: Subject, flat: Sequence[Any]) -> list[Any]:
