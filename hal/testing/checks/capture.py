@@ -161,8 +161,12 @@ def _apart(sample: Sample) -> bool:
     return len(storages) == len(_tensors(sample))
 
 
-def _size(sample: Sample) -> int:
+def _elements(sample: Sample) -> int:
     return sum(value.numel() for value in _tensors(sample))
+
+
+def _bytes(sample: Sample) -> int:
+    return sum(value.nbytes for value in _tensors(sample))
 
 
 def _few(fit: Sequence[Sample]) -> list[Sample]:
@@ -184,7 +188,7 @@ def _cases(
     second = form.inplace and not form.op.mutates
     if second and subject.kernel.inplace is None:  # Hal copies what the other form returns.
         return
-    given = sorted(filter(_apart, fit) if second else fit, key=_size)
+    given = sorted(filter(_apart, fit) if second else fit, key=_bytes)
     yield from zip([form] * len(given), given, [*given[1:], *given[:1]], strict=True)
 
 
@@ -205,7 +209,7 @@ def graph_safe(subject: Subject, effort: Effort) -> int:
     if not fit:
         raise NotTried("no sample can be captured")
     if effort.every > 1:
-        fit = _few([sample for sample in fit if _size(sample) <= _MOST] or fit[:1])
+        fit = _few([sample for sample in fit if _elements(sample) <= _MOST] or fit[:1])
     cases = [case for form in subject.forms for case in _cases(subject, form, fit)]
     # After a capture that failed nothing that a device says can be relied on.
     return each(cases, lambda case: _replays(subject, *case), _named, alone=True)
