@@ -315,6 +315,14 @@ class Decoder:
         Returns:
             Logits for ``batch.outputs``, [rows, vocab_size], the dtype of the weights.
         """
+        return self.logits(self.hidden(tokens, batch, cache), batch)
+
+    def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return [rows, vocab_size] for ``batch.outputs``, from what ``hidden`` returned."""
+        return linear(hidden[batch.outputs], self.head)
+
+    def hidden(self, tokens: Tensor, batch: Batch, cache: Tensor) -> Tensor:
+        """Do what ``forward`` does, but for the logits: [tokens, hidden_size]."""
         eps = self.config.eps
         residual = self.embedding[tokens]
         hidden = hal.ops.rms_norm(residual, self.first_norm, eps)
@@ -325,7 +333,7 @@ class Decoder:
             )
             hidden = layer.down(hal.ops.silu_and_mul(layer.gate_up(hidden)))
             hidden, residual = hal.ops.fused_add_rms_norm_(hidden, residual, layer.next_norm, eps)
-        return linear(hidden[batch.outputs], self.head)
+        return hidden
 
     def _attention(
         self, layer: Layer, hidden: Tensor, batch: Batch, keys: Tensor, values: Tensor

@@ -1,6 +1,6 @@
 """hal: one name for each LLM operator, the best kernel for the device its tensors are on."""
 
-from hal import ops
+from hal import graphs, ops
 from hal.errors import BackendError, HalError, InvalidInput, InvalidType, NoKernel
 from hal.fakes import fake_if_exists
 from hal.functions import install
@@ -34,6 +34,7 @@ __all__ = [
     "explain",
     "fake_if_exists",
     "fingerprint",
+    "graphs",
     "hookimpl",
     "ops",
     "prefer",

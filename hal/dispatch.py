@@ -16,9 +16,9 @@ from torch._C._functorch import peek_interpreter_stack
 from hal.compat import untraced
 from hal.form import Form, Plan
 from hal.op import Op, prepared
-from hal.policy import Policy, active, current
+from hal.policy import Policy, active, breaker, current
 from hal.probe import device
-from hal.select import Candidate, choose, require_chosen
+from hal.select import Candidate, choose, in_capture, require_chosen
 from hal.validate import (
     as_tuple,
     check_out,
@@ -116,10 +116,11 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
     except (TypeError, RuntimeError):  # Not hashable, or without strides; the check names it.
         check_types(form.op, flat)
         raise
-    promised: tuple[Any, ...] | None = None
+    promised, wanted = None, policy
     if plan is None:
         promised = validate(form.op, flat)
-        plan = _planned(form, flat, policy)
+        wanted = in_capture(policy, first_tensor(flat))
+        plan = _planned(form, flat, wanted)
     _trace(form, plan, flat, policy)
     try:
         results = form.op.call(plan.run, flat)
@@ -129,7 +130,8 @@ def execute(form: Form, flat: Sequence[Any]) -> Any:
     if promised is not None:
         if not form.inplace:
             check_results(form.op, plan.chosen, results, promised, flat)
-        _remember(form, key, plan, policy)
+        if wanted is policy:  # A plan for somebody's capture is not for what comes after it.
+            _remember(form, key, plan, policy)
     return results
 
 
@@ -264,6 +266,9 @@ def _needs_torch(given: Sequence[Tensor]) -> bool:
 @untraced
 def call(form: Form, flat: Sequence[Any], out: Any = None) -> Any:
     """What a function of ``hal.ops`` does when none of its recent plans fits."""
+    policy, broken = active.get(), breaker.get()
+    if policy is not None and broken is not None and form.op.name in policy.broken:
+        return broken(form, flat, out)
     given = [value for value in flat if isinstance(value, Tensor)]
     if not isinstance(flat[0], Tensor):  # The first parameter of every op is a tensor.
         check_types(form.op, flat)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -25,18 +26,21 @@ __all__ = [
     "Policy",
     "active",
     "backend_named",
+    "breaker",
     "current",
     "entered",
     "op_name",
     "op_names",
     "prefer",
+    "stated",
+    "uncaptured",
     "use",
 ]
 
 
 @attrs.frozen
 class Entry:
-    """One statement: ``kind`` is use, prefer, trait or trace; ``op`` None stands for every op."""
+    """One statement: ``kind`` is use, prefer, trait, trace or break; ``op`` None is every op."""
 
     kind: str
     op: str | None
@@ -50,10 +54,16 @@ class Policy:
     entries: tuple[Entry, ...]
     traces: tuple[list[Any], ...] = attrs.field(init=False)
     """The lists that record each call."""
+    broken: frozenset[str | None] = attrs.field(init=False)
+    """The ops whose calls go to ``breaker``."""
 
     @traces.default  # pyright: ignore[reportUntypedFunctionDecorator, reportAttributeAccessIssue]
     def _traces(self) -> tuple[list[Any], ...]:
         return tuple(e.value.records for e in self.entries if e.kind == "trace")
+
+    @broken.default  # pyright: ignore[reportUntypedFunctionDecorator, reportAttributeAccessIssue]
+    def _broken(self) -> frozenset[str | None]:
+        return frozenset(e.op for e in self.entries if e.kind == "break")
 
     def _values(self, kind: str, op: str) -> list[Any]:
         return [e.value for e in reversed(self.entries) if e.kind == kind and e.op in (None, op)]
@@ -73,6 +83,10 @@ class Policy:
 
 active: contextvars.ContextVar[Policy | None] = contextvars.ContextVar("hal_policy", default=None)
 """The policy of this thread or task; None where only the environment has a say."""
+
+breaker: contextvars.ContextVar[Callable[[Any, Sequence[Any], Any], Any] | None]
+breaker = contextvars.ContextVar("hal_breaker", default=None)
+"""What takes the calls of ops at which a capture is broken: form, arguments, ``out``."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -197,6 +211,27 @@ def _hold(held: tuple[entered, ...]) -> None:
     entries = tuple(entry for statement in held for entry in statement.entries)
     _held.set(held)
     active.set(_interned(_environment().entries + entries) if held else None)
+
+
+# What holds in a capture alone, where hal.graphs states it.
+_CAPTURE = ("trait", "break")
+
+
+def stated() -> tuple[Entry, ...]:
+    """What is forced and preferred here, beyond the environment."""
+    before = len(_environment().entries)
+    return tuple(e for e in current().entries[before:] if e.kind in ("use", "prefer"))
+
+
+@contextlib.contextmanager
+def uncaptured() -> Generator[None, None, None]:
+    """Take back in a block what is stated for a capture, and nothing else."""
+    kept = tuple(e for e in current().entries if e.kind not in _CAPTURE)
+    token = active.set(_interned(kept))
+    try:
+        yield
+    finally:
+        active.reset(token)
 
 
 def _interned(entries: tuple[Entry, ...]) -> Policy:

@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from hal import evidence
 from hal.dispatch import Record, copy_results
 from hal.hardware import Capability, Device
 from hal.offers import offers
@@ -18,7 +19,7 @@ from hal.plugins import registry
 from hal.policy import Entry, Policy, current, entered, op_name, op_names
 from hal.probe import device as find_device
 from hal.probe import known_capability
-from hal.select import Choice, choose, require_chosen
+from hal.select import Candidate, Choice, choose, require_chosen
 from hal.validate import as_tuple, check_targets, first_tensor, validate
 
 __all__ = ["Requirement", "bind", "explain", "require", "trace"]
@@ -114,12 +115,15 @@ class Requirement:
         device: Where.
         kernels: The kernel that would serve each op, as ``backend:kernel``; None where none may.
         reasons: Why not, for each op that has no such kernel; for the device itself under its name.
+        standing: Whether what the kernel of each op claims of itself for the capability is
+            ``claimed`` or ``proven``, where it is asked of kernels; refuted is a reason against it.
     """
 
     capability: Capability
     device: Device
     kernels: dict[str, str | None]
     reasons: dict[str, str]
+    standing: dict[str, str] = attrs.field(factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -131,7 +135,9 @@ class Requirement:
 
     def __str__(self) -> str:
         lines = [f"{self.capability.value} on {self.device}: {'ok' if self.ok else 'no'}"]
-        lines += [f"  {op}: {kernel}" for op, kernel in self.kernels.items() if kernel]
+        for op, kernel in self.kernels.items():
+            word = f" ({self.standing[op]})" if op in self.standing else ""
+            lines += [f"  {op}: {kernel}{word}"] if kernel else []
         lines += [f"  {op}: {reason}" for op, reason in self.reasons.items()]
         return "\n".join(lines)
 
@@ -143,6 +149,7 @@ class Requirement:
             "ok": self.ok,
             "kernels": self.kernels,
             "reasons": self.reasons,
+            "standing": self.standing,
         }
 
 
@@ -178,12 +185,24 @@ def require(
     trait = _TRAIT_OF.get(wanted)
     policy = Policy((*current().entries, *([Entry("trait", None, trait)] if trait else [])))
     kernels: dict[str, str | None] = {}
+    standing: dict[str, str] = {}
     for name in names:
         choice = choose(OPS[name], where, policy)
         kernels[name] = str(choice.chosen) if choice.chosen else None
         if not _vouches(choice):
             reasons[name] = "; ".join(f"{c}: {c.reason}" for c in choice.candidates)
-    return Requirement(wanted, where, kernels, reasons)
+        elif trait and choice.chosen:
+            standing[name] = _standing(choice, choice.chosen, trait)
+            if standing[name] == "refuted":
+                reasons[name] = f"{choice.chosen}: what it claims, {trait}, was refuted here"
+    return Requirement(wanted, where, kernels, reasons, standing)
+
+
+def _standing(choice: Choice, chosen: Candidate, trait: str) -> str:
+    """How the trait of a chosen kernel stands, by the evidence there is."""
+    versions = {plugin.name: plugin.version for plugin in registry().plugins}
+    version = versions.get(chosen.backend, "")
+    return evidence.standing(choice.op, str(chosen), version, choice.device, trait)
 
 
 def _vouches(choice: Choice) -> bool:

@@ -7,15 +7,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import torch
+from torch import Tensor
 
 from hal.errors import BackendError, NoKernel
 from hal.hardware import Device
 from hal.offers import Offer, offers
 from hal.op import Kernel, Op
 from hal.plugins import REFERENCE, State, cause, registry, shown
-from hal.policy import Policy
+from hal.policy import Entry, Policy
 
-__all__ = ["Candidate", "Choice", "choose", "reference", "require_chosen"]
+__all__ = [
+    "CAPTURED",
+    "Candidate",
+    "Choice",
+    "choose",
+    "in_capture",
+    "is_capturing",
+    "reference",
+    "require_chosen",
+]
+
+CAPTURED = Entry("trait", None, "graph_safe")
+"""What a capture asks of each kernel."""
 
 
 @attrs.frozen
@@ -72,6 +86,9 @@ class Choice:
         }
 
 
+_LACKS = "is not {}"
+
+
 def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> str | None:
     """Why it may not serve: nothing offered, not forced, a missing trait, its own condition."""
     if offer.kernel is None:
@@ -81,7 +98,7 @@ def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -
         return f"{' or '.join(forced)} is forced"
     for trait in policy.traits():
         if not getattr(offer.kernel, trait):
-            return f"is not {trait}"
+            return _LACKS.format(trait)
     if args is None or offer.kernel.supports is None:
         return None
     return _unmet(offer, offer.kernel, op, args)
@@ -154,10 +171,40 @@ def require_chosen(choice: Choice, op: Op) -> Candidate:
     """
     chosen = choice.chosen
     if chosen is None:
-        raise NoKernel(f"no kernel can serve {choice}{registry().troubles(str(choice))}")
+        why = f"{choice}{_advice(choice)}{registry().troubles(str(choice))}"
+        raise NoKernel(f"no kernel can serve {why}")
     if choice.device.accelerator and chosen.reason == "reference":
         _warn_of_reference(op, choice)
     return chosen
+
+
+def _advice(choice: Choice) -> str:
+    """What helps where a kernel may not be captured."""
+    lacks = _LACKS.format(CAPTURED.value)
+    if all(candidate.reason != lacks for candidate in choice.candidates):
+        return ""
+    break_there = f"hal.graphs.breakable(..., at=[hal.ops.{choice.op}])"
+    return (
+        f"\na graph is captured here: keep {choice.op} out of it with {break_there}, or name "
+        "another kernel with hal.use"
+    )
+
+
+def is_capturing(kind: str) -> bool:
+    """Whether what is put on the current stream of a type of device goes into a graph."""
+    asked = getattr(getattr(torch, kind, None), "is_current_stream_capturing", None)
+    return asked is not None and asked()
+
+
+def in_capture(policy: Policy, like: Tensor) -> Policy:
+    """The policy to plan a call with: a capture, whoever makes it, takes what is safe there.
+
+    It is asked for when a call is planned. A plan that was made before a capture of somebody else's
+    is used in it as it is; ``hal.graphs`` states what it captures, and so has plans of its own.
+    """
+    if CAPTURED in policy.entries or not is_capturing(like.device.type):
+        return policy
+    return Policy((*policy.entries, CAPTURED))
 
 
 # Devices of which it was said that the reference serves them.

@@ -20,8 +20,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-DOCUMENTED = {f"hal.{name}": getattr(hal, name) for name in hal.__all__} | {
-    f"hal.ops.{name}": getattr(hal.ops, name) for name in FORMS
+DOCUMENTED = {
+    **{f"hal.{name}": getattr(hal, name) for name in hal.__all__},
+    **{f"hal.graphs.{name}": getattr(hal.graphs, name) for name in hal.graphs.__all__},
+    **{f"hal.ops.{name}": getattr(hal.ops, name) for name in FORMS},
 }
 EXAMPLES = {
     name: doc for name, value in DOCUMENTED.items() if ">>>" in (doc := inspect.getdoc(value) or "")

@@ -168,8 +168,8 @@ def test_hal_imports_no_backend() -> None:
     assert not {name.partition(".")[0] for found in GRAPH.values() for name in found} & roots
 
 
-# What they are is said by pluggy, by a module of its own, and by the distribution.
-ELSEWHERE = {"hookimpl", "ops", "__version__"}
+# What they are is said by pluggy, by modules of their own, and by the distribution.
+ELSEWHERE = {"graphs", "hookimpl", "ops", "__version__"}
 PUBLIC = sorted(set(hal.__all__) - ELSEWHERE)
 
 
@@ -180,6 +180,19 @@ def test_public_names_are_documented(name: str) -> None:
     assert doc
     if not (isinstance(value, type) and issubclass(value, Exception)):
         assert "Example:\n    >>> " in doc
+
+
+@pytest.mark.parametrize("name", hal.graphs.__all__)
+def test_what_makes_graphs_is_documented(name: str) -> None:
+    value = getattr(hal.graphs, name)
+    doc = inspect.getdoc(value) or ""
+    assert doc
+    if inspect.isfunction(value):
+        assert "Example:\n    >>> " in doc
+        described = re.findall(
+            r"^    (\w+): ", doc.partition("Args:\n")[2].partition("\n\n")[0], re.M
+        )
+        assert not described or described == list(inspect.signature(value).parameters)
 
 
 @pytest.mark.parametrize("name", FORMS)

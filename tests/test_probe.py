@@ -66,6 +66,7 @@ def test_a_device_is_frozen_data() -> None:
         "multiprocessors": None,
         "warp_size": None,
         "accelerator": True,
+        "max_graphs": None,
         "simulated": False,
         "capabilities": ["fp8"],
     }

@@ -198,7 +198,7 @@ def test_require_answers_for_the_device_and_each_op() -> None:
     }
     assert str(refused).splitlines() == [
         "graph_capture on acme:0: no",
-        "  softmax: b:captured",
+        "  softmax: b:captured (claimed)",
         "  layer_norm: b:eager: is not graph_safe; native:torch: b is forced",
     ]
 
@@ -236,6 +236,7 @@ def test_require_of_a_device_without_it() -> None:
         "ok": False,
         "kernels": {},
         "reasons": answer.reasons,
+        "standing": {},
     }
 
 

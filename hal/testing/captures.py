@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from hal.graphs import device
 from hal.testing.compare import assert_close
 from hal.testing.outcome import NotTried
 from hal.testing.subject import HOST, Subject, results
@@ -20,16 +21,15 @@ __all__ = ["Captured", "Data", "assert_results", "capture", "graph_class"]
 
 
 def graph_class(kind: str) -> tuple[Any, Any]:
-    """The module of a device type in torch, and the class of its graphs, which it names alike.
+    """The module of a device type in torch, and the class of its graphs.
 
     Raises:
         NotTried: It has none.
     """
-    module = torch.get_device_module(kind)
-    found = getattr(module, f"{kind.upper()}Graph", None)
-    if found is None or not hasattr(module, "graph"):
+    found = device.graph_class(kind)
+    if found is None:
         raise NotTried(f"torch has no graphs for {kind}")
-    return module, found
+    return torch.get_device_module(kind), found
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
+from hal.graphs.device import graph_class
 from hal_native import (
     activation,
     attention,
@@ -39,9 +40,10 @@ def hal_devices() -> list[Device]:
 
 @hookimpl
 def hal_capabilities(device: Device) -> set[Capability]:
-    """Shapes without data work anywhere; of the host torch promises more."""
+    """Shapes without data work anywhere, graphs where torch has them; the host has more."""
     if device.type != "cpu":
-        return {Capability.FAKE_KERNELS}
+        captures = {Capability.GRAPH_CAPTURE} if graph_class(device.type) else set[Capability]()
+        return {Capability.FAKE_KERNELS} | captures
     return {Capability.FAKE_KERNELS, Capability.COMPILE, Capability.BF16, Capability.FP8}
 
 

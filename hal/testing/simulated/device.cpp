@@ -35,6 +35,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -130,6 +131,7 @@ struct Block {
 struct Pool {
   int64_t graphs = 0;
   std::multimap<size_t, void*> unused;
+  std::set<uintptr_t> left;  // What the latest replay left there for who reads between replays.
 };
 
 struct Statistics {
@@ -235,13 +237,36 @@ void drop_pool(uint64_t id) {
   g_pools.erase(pool);  // What is in use still goes back when it is freed.
 }
 
+// The memory of a pool that was in use when the capture of one of its graphs ended.
+std::vector<uintptr_t> in_use(uint64_t id) {
+  std::lock_guard<std::mutex> held(g_memory);
+  std::vector<uintptr_t> found;
+  for (const auto& [address, block] : g_blocks) {
+    if (block.used && block.pool == id) found.push_back(address);
+  }
+  return found;
+}
+
+void leave(uint64_t id, const std::vector<uintptr_t>& addresses) {
+  std::lock_guard<std::mutex> held(g_memory);
+  auto pool = g_pools.find(id);
+  if (pool != g_pools.end()) pool->second.left = {addresses.begin(), addresses.end()};
+}
+
+bool is_left(const void* address) {
+  auto found = g_blocks.upper_bound(reinterpret_cast<uintptr_t>(address));
+  --found;  // There is one: a block was found there.
+  auto pool = g_pools.find(found->second.pool);
+  return pool != g_pools.end() && pool->second.left.count(found->first) > 0;
+}
+
 void check_alive(const Tensor& tensor) {
   if (!tensor.defined() || tensor.device().type() != kType || !tensor.has_storage()) return;
   const void* address = tensor.storage().data();
   if (!address) return;
   std::lock_guard<std::mutex> held(g_memory);
   const Block* block = block_at(address);
-  TORCH_CHECK(block && (block->used || t_replaying), kind(),
+  TORCH_CHECK(block && (block->used || t_replaying || is_left(address)), kind(),
               " error: illegal memory access: the memory of a tensor of ", tensor.sizes(),
               " was freed");
 }
@@ -883,6 +908,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("serial_at", &serial_at);
   m.def("keep_pool", &keep_pool);
   m.def("drop_pool", &drop_pool);
+  m.def("in_use", &in_use);
+  m.def("leave", &leave);
   m.def("begin_capture", &begin_capture);
   m.def("end_capture", &end_capture);
   m.def("takes_part", &takes_part);

@@ -48,6 +48,7 @@ class Graph:
         self._pool: Pool | None = None
         self._device = -1
         self._drop: Any = None
+        self._left: list[int] = []
 
     def capture_begin(self, pool: Pool | None = None, capture_error_mode: str = "global") -> None:
         """Capture what follows on the current stream.
@@ -67,6 +68,7 @@ class Graph:
         self._pool = pool or (next(_pools), 0)
         extension().begin_capture(max(self._pool), capture_error_mode == "global")
         extension().keep_pool(max(self._pool))
+        extension().leave(max(self._pool), [])
         self._drop = weakref.finalize(self, extension().drop_pool, max(self._pool))
         self._drop.atexit = False  # The process takes its memory along.
         self._device = extension().current_device()
@@ -84,6 +86,7 @@ class Graph:
         if recorder is None:
             raise RuntimeError("capture_end() without capture_begin()")
         recorder.__exit__(None, None, None)
+        self._left = extension().in_use(max(self.pool()))
         joined = extension().end_capture()
         recorder.undo()
         problem = self._full() if joined else _UNJOINED
@@ -112,12 +115,16 @@ class Graph:
             raise RuntimeError("replay() of a graph that was not captured")
         before = extension().replaying(True)
         try:
-            # What casts or records gradients did so in the capture.
-            with device(self._device), torch.no_grad(), torch.autocast(kind(), enabled=False):
+            # What casts or records gradients did so in the capture. In inference mode all can be
+            # written to, also what was captured in it.
+            quiet = torch.autocast(kind(), enabled=False)
+            with device(self._device), torch.inference_mode(), quiet:
                 for node in self._nodes:
                     node.run()
         finally:
             extension().replaying(before)
+        # Until the next replay from this pool, it holds what the capture had not freed at its end.
+        extension().leave(max(self.pool()), self._left)
 
     def reset(self) -> None:
         """Forget what was captured, and its share in the pool."""

@@ -1,0 +1,182 @@
+"""A captured function as it is called: the bucket that fits, its replay, its results."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
+
+from hal.errors import HalError
+from hal.graphs.arguments import Arguments
+from hal.graphs.breaks import Break
+from hal.graphs.device import Maker
+
+__all__ = ["Captured", "Program", "Stats"]
+
+
+@attrs.frozen
+class Stats:
+    """What a captured function took and did.
+
+    Attributes:
+        buckets: The numbers of tokens it was captured for; (0,) where nothing counts tokens.
+        graphs: How many graphs there are.
+        bytes: Bytes of the device that capturing took, buffers for arguments included.
+        seconds: How long it took.
+        warmed: What ran before the captures, as ``op: backend:kernel``.
+        replays: How often each bucket was replayed.
+        fallbacks: How often the function itself was called instead, by reason.
+    """
+
+    buckets: tuple[int, ...]
+    graphs: int
+    bytes: int
+    seconds: float
+    warmed: tuple[str, ...]
+    replays: dict[int, int]
+    fallbacks: dict[str, int]
+
+
+@attrs.frozen(eq=False)
+class Program:
+    """The graphs for one bucket.
+
+    Attributes:
+        bucket: The number of tokens, 0 where nothing counts them.
+        graphs: In order.
+        breaks: What runs after each but the last.
+        results: What the function returns, flat, without a share in its memory.
+        spec: How that was nested.
+        lasting: Memory of others' that the operators between graphs use.
+    """
+
+    bucket: int
+    graphs: tuple[Any, ...]
+    breaks: tuple[Break, ...]
+    results: tuple[Any, ...]
+    spec: TreeSpec
+    lasting: tuple[Any, ...]
+
+    def replay(self, given: dict[str, Any]) -> None:
+        """Run it once, on the memory of its arguments as it is."""
+        self.graphs[0].replay()
+        for between, graph in zip(self.breaks, self.graphs[1:], strict=True):
+            between.run(given)
+            graph.replay()
+
+    def counting(self) -> list[int | None]:
+        """For each result its first dimension of the size of the bucket."""
+        if not self.bucket:
+            return [None] * len(self.results)
+        shapes = [list(r.shape) if isinstance(r, Tensor) else [] for r in self.results]
+        return [s.index(self.bucket) if self.bucket in s else None for s in shapes]
+
+
+class Captured:
+    """A function that runs from graphs; made by ``hal.graphs.capture`` and ``breakable``.
+
+    One call at a time: all of them use the same memory. Where a call cannot be replayed, the
+    function itself is called, and ``stats`` counts it by its reason: there are more tokens than in
+    the largest bucket, gradients are recorded, or another graph is being captured.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        arguments: Arguments,
+        maker: Maker,
+        programs: Sequence[Program],
+        stats: Stats,
+        copy: bool,
+    ) -> None:
+        self.__name__ = arguments.who
+        self.__wrapped__ = fn
+        self._arguments, self._maker, self._copy = arguments, maker, copy
+        self._programs = {program.bucket: program for program in programs}
+        self._buckets = sorted(self._programs)
+        self._eager = [a.name for a in arguments.each if a.kind == "eager"]
+        self._dims = _agreed([program.counting() for program in programs])
+        self._stats = stats
+        self._replays: Counter[int] = Counter()
+        self._fallbacks: Counter[str] = Counter()
+
+    @property
+    def pool(self) -> Any:
+        """The memory of its graphs, for other captures to share, which end their use of it."""
+        return self._maker.pool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what the function does.
+
+        Raises:
+            InvalidInput: Arguments that it was not captured for.
+            HalError: It was closed.
+        """
+        if not self._programs:
+            raise HalError(f"{self.__name__} was closed; capture it again")
+        values = self._arguments.bound(args, kwargs)
+        count = self._arguments.count(values)
+        self._arguments.check(values, count)
+        reason = self._unfit(values, count)
+        if reason:
+            self._fallbacks[reason] += 1
+            return self.__wrapped__(*args, **kwargs)
+        program = self._programs[self._buckets[bisect.bisect_left(self._buckets, count)]]
+        with torch.no_grad():
+            self._arguments.fill(values, program.bucket, count)
+            program.replay(self._given(values))
+            results = self._results(program, count)
+        self._replays[program.bucket] += 1
+        return results
+
+    def _given(self, values: Sequence[Any]) -> dict[str, Any]:
+        if not self._eager:
+            return {}
+        pairs = zip(self._arguments.each, values, strict=True)
+        return {a.name: value for a, value in pairs if a.kind == "eager"}
+
+    def _unfit(self, values: Sequence[Any], count: int) -> str | None:
+        """Why a call cannot be replayed."""
+        if count > self._buckets[-1]:
+            return f"more than {self._buckets[-1]} tokens"
+        if self._maker.module.is_current_stream_capturing():
+            return "another graph is being captured"
+        if torch.is_grad_enabled() and any(
+            isinstance(v, Tensor) and v.requires_grad for v in values
+        ):
+            return "gradients are recorded"
+        return None
+
+    def _results(self, program: Program, count: int) -> Any:
+        """What the function returns, without the rows that are padding."""
+        found: list[Any] = []
+        for value, dim in zip(program.results, self._dims, strict=True):
+            if isinstance(value, Tensor):
+                value = value if dim is None else value.narrow(dim, 0, count)
+                value = value.clone() if self._copy else value
+            found.append(value)
+        return tree_unflatten(found, program.spec)
+
+    def stats(self) -> Stats:
+        """What it took, and what it has done until now."""
+        return attrs.evolve(
+            self._stats, replays=dict(self._replays), fallbacks=dict(self._fallbacks)
+        )
+
+    def close(self) -> None:
+        """Give back its graphs and their memory; results that are not copies become invalid."""
+        for program in self._programs.values():
+            for graph in program.graphs:
+                self._maker.drop(graph)
+        self._programs = {}
+
+
+def _agreed(counting: Sequence[Sequence[int | None]]) -> list[int | None]:
+    """The dimension of each result that counts tokens in every bucket."""
+    return [found[0] if len(set(found)) == 1 else None for found in zip(*counting, strict=True)]

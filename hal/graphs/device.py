@@ -1,0 +1,138 @@
+"""What torch has for graphs of a type of device, under the names that it gives them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+import weakref
+from collections.abc import Generator
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from hal.errors import HalError
+
+__all__ = ["Maker", "graph_class", "weak_ref_tensor"]
+
+
+def graph_class(kind: str) -> Any:
+    """The class of the graphs of a type of device, by torch's name for it; None without one."""
+    module = getattr(torch, kind, None)
+    return getattr(module, f"{kind.upper()}Graph", None) if hasattr(module, "graph") else None
+
+
+def weak_ref_tensor(tensor: Tensor) -> Tensor:
+    """The same elements without a share in their memory, which may be freed and used again.
+
+    Only who knows that the memory is there may read it. So it is with what a graph computes: its
+    pool keeps the memory, and until the next replay the results are in it.
+
+    Args:
+        tensor: Any dense tensor.
+
+    Returns:
+        An alias: same shape, strides, dtype and device, without gradient.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> alias = hal.graphs.weak_ref_tensor(x)
+        >>> x.fill_(3.0), alias.sum()
+        (tensor([3., 3.]), tensor(6.))
+    """
+    storage = tensor.untyped_storage()
+    # A tensor of inference mode could not be written to outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        unowned: Any = torch._C._construct_storage_from_data_pointer(  # pyright: ignore
+            storage.data_ptr(), tensor.device, storage.nbytes()
+        )
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return empty.set_(unowned, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+_streams: dict[torch.device, Any] = {}
+_alive: dict[str, weakref.WeakSet[Any]] = {}
+
+
+@attrs.frozen(eq=False)
+class Maker:
+    """Makes the graphs of one device, all of them on one stream and from one pool.
+
+    Attributes:
+        device: Where.
+        module: The device's module in torch.
+        kind: The class of its graphs.
+        pool: The memory that the graphs share.
+    """
+
+    device: torch.device
+    module: Any
+    kind: Any
+    pool: Any
+
+    @classmethod
+    def of(cls, device: torch.device, pool: Any = None) -> Maker:
+        """A maker for a device, with a pool of its own or that of others.
+
+        Raises:
+            HalError: torch has no graphs there, or one is being captured.
+        """
+        kind, module = graph_class(device.type), getattr(torch, device.type)
+        if kind is None:
+            raise HalError(f"torch has no graphs for {device}")
+        if module.is_current_stream_capturing():
+            raise HalError("a graph is being captured; capture before, and call the result there")
+        return cls(device, module, kind, pool or module.graph_pool_handle())
+
+    @property
+    def alive(self) -> weakref.WeakSet[Any]:
+        """The graphs of this process that were made here, for this type of device."""
+        return _alive.setdefault(self.device.type, weakref.WeakSet())
+
+    def reserved(self) -> int:
+        """Bytes of the device that are taken, for tensors and graphs."""
+        return self.module.memory_reserved(self.device)
+
+    @contextlib.contextmanager
+    def aside(self) -> Generator[None, None, None]:
+        """Put what follows on the stream of captures, after and before all on the current one."""
+        stream = _streams.get(self.device)
+        with self.module.device(self.device):
+            stream = stream or _streams.setdefault(self.device, self.module.Stream())
+            before = self.module.current_stream()
+            stream.wait_stream(before)
+            try:
+                with self.module.stream(stream):
+                    yield
+            finally:
+                before.wait_stream(stream)
+
+    def tidy(self) -> None:
+        """Let go of what nobody holds, so that none of it ends in the middle of a capture."""
+        gc.collect()
+        self.module.synchronize()
+        self.module.empty_cache()
+
+    def begin(self) -> Any:
+        """A graph that captures the current stream from here on.
+
+        What other threads do, such as loading, is not part of it, and does not disturb it.
+        """
+        graph = self.kind()
+        graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+        return graph
+
+    def end(self, graph: Any) -> None:
+        """End a capture."""
+        with warnings.catch_warnings():
+            # A part that runs nothing on the device is a graph all the same.
+            warnings.filterwarnings("ignore", message=".*[Gg]raph is empty")
+            graph.capture_end()
+        self.alive.add(graph)
+
+    def drop(self, graph: Any) -> None:
+        """Give back what a graph holds."""
+        self.alive.discard(graph)
+        graph.reset()
