@@ -75,7 +75,11 @@ def cases(make: Maker) -> Iterator[tuple[Any, ...]]:
         yield f"argument {i} alone int64", args
     yield from views(make)
     yield from values(make)
-    # Some kernels have blocks of 64 alone.
+    yield from blocks_of_64(make)
+
+
+def blocks_of_64(make: Maker) -> Iterator[tuple[Any, ...]]:
+    # Some kernels have no others.
     for dtype in HALVES:
         args = make.call((5, 0, 130), 16, (512, 64), 64, dtype)
         yield f"of DeepSeek in blocks of 64, {dtype}", args, 192**-0.5
