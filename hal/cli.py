@@ -89,8 +89,12 @@ def list_devices(as_json: Json = False) -> None:
     found = asked(hal.devices)
     if as_json:
         return emit([device.to_dict() for device in found])
-    rows = [(str(d), d.name, _optional(d.arch), _memory(d), _capabilities(d)) for d in found]
+    rows = [(str(d), _name(d), _optional(d.arch), _memory(d), _capabilities(d)) for d in found]
     return show(("device", "name", "arch", "memory", "capabilities"), rows)
+
+
+def _name(device: Device) -> str:
+    return f"{device.name} (simulated)" if device.simulated else device.name
 
 
 def _memory(device: Device) -> str:
@@ -209,7 +213,8 @@ def print_report(as_json: Json = False, device: OnDevice = None) -> None:
 
 def _told(device: Device) -> str:
     """How the capabilities of a device stand."""
-    stand = [f"{each} {word}" for each, word in capabilities(device).items()]
+    stand = ["simulated, so that nothing here is of hardware"] * device.simulated
+    stand += [f"{each} {word}" for each, word in capabilities(device).items()]
     return ", ".join(stand) or "nothing is claimed of it"
 
 

@@ -42,8 +42,12 @@ TRAITS = {
 
 
 def setting(device: Device) -> dict[str, Any]:
-    """What evidence holds for: another of these, and a claim is a claim again."""
-    return {
+    """What evidence holds for: another of these, and a claim is a claim again.
+
+    Of a simulated device it says so, and holds for no other.
+    """
+    kind = {"simulated": True} if device.simulated else {}
+    return kind | {
         "hal": __version__,
         "torch": str(torch.__version__),
         "type": device.type,
@@ -107,9 +111,17 @@ def _status(device: Device, version: str | None, key: tuple[str, str, str]) -> s
     return "claimed"
 
 
+def _said(device: Device, word: str) -> str:
+    """What is proven on a simulated device is so there alone."""
+    return f"{word} (simulated)" if device.simulated and word != "claimed" else word
+
+
 def standing(op: str, kernel: str, version: str, device: Device, trait: str) -> str:
-    """Whether a trait that a kernel claims is ``proven``, ``refuted`` or just ``claimed``."""
-    return _status(device, version, (op, kernel, TRAITS[trait]))
+    """Whether a trait that a kernel claims is ``proven``, ``refuted`` or just ``claimed``.
+
+    On a simulated device the first two have that behind them.
+    """
+    return _said(device, _status(device, version, (op, kernel, TRAITS[trait])))
 
 
 def standing_of_device(device: Device, capability: Capability) -> str:
@@ -117,4 +129,4 @@ def standing_of_device(device: Device, capability: Capability) -> str:
     found = {
         _status(device, None, (DEVICE, f"{each.backend}:", capability.value)) for each in evidence()
     }
-    return next((word for word in ("refuted", "proven") if word in found), "claimed")
+    return _said(device, next((word for word in ("refuted", "proven") if word in found), "claimed"))

@@ -49,6 +49,8 @@ class Device:
         warp_size: Threads that execute together.
         accelerator: False for the host processor.
         max_graphs: How many captured graphs a process can hold; None where no limit is known.
+        simulated: Whether it is one of ``hal.testing.simulated``, of which nothing is proven that
+            would hold for hardware.
         capabilities: What the backends claim for it.
 
     Example:
@@ -66,6 +68,7 @@ class Device:
     warp_size: int | None = None
     accelerator: bool = True
     max_graphs: int | None = None
+    simulated: bool = False
     capabilities: frozenset[Capability] = attrs.field(
         default=frozenset(), converter=frozenset, validator=deep_iterable(instance_of(Capability))
     )

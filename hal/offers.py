@@ -95,6 +95,7 @@ def _answers(plugin: Plugin, op: Op, device: Device) -> Iterator[Offer]:
         fault = _checked(plugin, op, kernel, names)
         if fault is None:
             names.add(kernel.name)
+            fault = kernel.refused and f"{kernel.name}: {kernel.refused}"
         yield Offer(plugin.name, _band(plugin), order, None if fault else kernel, fault)
 
 

@@ -129,6 +129,8 @@ class Kernel:
         supports: Called with the op's arguments before a choice; None if they can be served, else
             the reason why not. It sees shapes, dtypes and strides, and reads neither data nor
             environment.
+        refused: Why it serves no call here, for ``hal.explain``; given where a library has a kernel
+            that is wrong, or is for other devices. Nothing of the kernel is called then.
         inplace: The in-place form, for ops that have one: writes its results into its arguments.
             Without it hal copies the results of ``fn``.
         graph_safe: May be captured into a device graph and replayed with new data.
@@ -144,6 +146,9 @@ class Kernel:
     fn: Callable[..., Any] = attrs.field(validator=attrs.validators.is_callable())
     name: str = attrs.field(validator=attrs.validators.matches_re(r"[A-Za-z0-9_.+-]+"))
     supports: Callable[..., str | None] | None = attrs.field(default=None, validator=_callable)
+    refused: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.min_len(1))
+    )
     inplace: Callable[..., Any] | None = attrs.field(default=None, validator=_callable)
     graph_safe: bool = attrs.field(default=False, validator=_flag)
     deterministic: bool = attrs.field(default=False, validator=_flag)

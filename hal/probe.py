@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import attrs
 import torch
@@ -69,7 +70,17 @@ def _probe() -> dict[tuple[str, int | None], Device]:
     for plugin in _by_precedence():
         for seen in _seen(plugin):
             found.setdefault((seen.type, seen.index), seen)
-    return {key: attrs.evolve(seen, capabilities=_claims(seen)) for key, seen in found.items()}
+    return {
+        key: attrs.evolve(seen, capabilities=_claims(seen), simulated=_simulated(seen))
+        for key, seen in found.items()
+    }
+
+
+def _simulated(found: Device) -> bool:
+    """Whether this process has made a device of this type itself, which needs what made it."""
+    maker = sys.modules.get("hal.testing.simulated")
+    made = None if maker is None else maker.simulation()
+    return made is not None and made.name == found.type
 
 
 def asked() -> bool:

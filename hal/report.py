@@ -88,6 +88,8 @@ class Report:
         # A backend that is loaded and found no device of its own has done what it should.
         told = [b for b in self.backends if b.reason and b.state != State.LOADED.value]
         lines += [f"backend {b.name} is {b.state}: {b.reason}" for b in told]
+        simulated = [str(device) for device in self.devices if device.simulated]
+        lines += [f"{each} is simulated: nothing here is of hardware" for each in simulated]
         lines += [f"problem: {problem}" for problem in self.problems]
         return "\n".join(line.rstrip() for line in lines)
 

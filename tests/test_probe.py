@@ -67,6 +67,7 @@ def test_a_device_is_frozen_data() -> None:
         "warp_size": None,
         "accelerator": True,
         "max_graphs": None,
+        "simulated": False,
         "capabilities": ["fp8"],
     }
 

@@ -103,6 +103,24 @@ def test_conditions_count_as_met_without_arguments() -> None:
     assert choice.candidates[0].reason == "third-party for this device, if its condition holds"
 
 
+@pytest.mark.parametrize("args", [None, (torch.ones(2, 3), 1.0)])
+def test_what_a_backend_refuses_serves_no_call_and_says_why(args: Any) -> None:
+    broken = kernel("softmax", "library", refused="its library writes out of range")
+    plugin = backend("a", softmax=[broken, kernel("softmax")])
+    choice = chosen(plugin, NATIVE, args=args)
+    assert str(choice.chosen) == "a:fast"
+    reasons = {str(each): each.reason for each in choice.candidates}
+    assert reasons["a"] == "library: its library writes out of range"
+    assert not plugin.problems
+    with pytest.raises(hal.NoKernel, match="library: its library writes out of range"):
+        require_chosen(chosen(backend("a", softmax=broken), args=args), SOFTMAX)
+
+
+def test_a_kernel_is_not_refused_without_a_reason() -> None:
+    with pytest.raises(ValueError, match="refused"):
+        kernel("softmax", refused="")
+
+
 @pytest.mark.parametrize(
     ("condition", "reason"),
     [

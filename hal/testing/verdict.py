@@ -56,8 +56,9 @@ class Verdict:
         kernels = len({(c.op, c.kernel) for c in self.cells if c.op != DEVICE and c.check != OFFER})
         cases, seconds = sum(c.cases for c in self.cells), sum(c.seconds for c in self.cells)
         said = ", ".join(f"{counts[status]} {status.value}" for status in Status)
+        name = f"{self.device.name}, simulated" if self.device.simulated else self.device.name
         return (
-            f"{self.backend} on {self.device} ({self.device.name}): {kernels} kernels, {said}; "
+            f"{self.backend} on {self.device} ({name}): {kernels} kernels, {said}; "
             f"{cases:,} cases in {seconds:.0f} s"
         )
 
@@ -122,6 +123,7 @@ class Verdict:
     def recorded(self) -> Path:
         """Where ``hal report`` finds it; the next record of this backend and device replaces it."""
         name = f"{self.backend}-{self.device.type}-{self.device.arch or self.device.name}"
+        name += "-simulated" * self.device.simulated
         return Path(recorded()) / f"{re.sub('[^A-Za-z0-9.-]+', '_', name)}.json"
 
     def write(self, path: Path) -> None:

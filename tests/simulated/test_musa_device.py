@@ -32,6 +32,7 @@ def test_every_device_is_found_and_comes_before_the_host() -> None:
 def test_nothing_of_it_is_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch) -> None:
     # A shim for CUDA's names lets torch.cuda count this card, which hal_cuda must not.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "cuda", None)  # As in a torch for MUSA.
     from hal_cuda import hal_devices
 
     assert hal_devices() == "this torch is built without CUDA"

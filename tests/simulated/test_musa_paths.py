@@ -130,7 +130,9 @@ def test_mates_routing_is_right_for_any_logits(value: float, shared: int) -> Non
 @pytest.mark.skipif(not TRITON and ARCH >= 31, reason="MATE's is there")
 def test_biased_grouped_routing_is_tritons_where_it_works() -> None:
     args, options = routed()
-    assert chosen("grouped_topk", *on_card(args), **on_card(options)) == OTHERWISE
+    found = hal.explain("grouped_topk", *on_card(args), **on_card(options))
+    assert str(found.chosen) == OTHERWISE
+    assert ("do what Triton's does in one" in str(found)) == (TRITON and ARCH >= 31)
     close("grouped_topk", *args, **options)
 
 

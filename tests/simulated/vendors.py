@@ -63,13 +63,16 @@ def host(value: Any) -> Any:
     return value.to("cpu") if isinstance(value, Tensor) else value
 
 
-def on_card(value: Any) -> Any:
-    """The same on the card."""
+def on_card(value: Any, there: dict[int, Tensor] | None = None) -> Any:
+    """The same on the card, a tensor that comes twice as one."""
+    there = {} if there is None else there
     if isinstance(value, dict):
-        return {name: on_card(each) for name, each in value.items()}
+        return {name: on_card(each, there) for name, each in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(map(on_card, value))
-    return value.to("musa") if isinstance(value, Tensor) else value
+        return type(value)(on_card(each, there) for each in value)
+    if not isinstance(value, Tensor):
+        return value
+    return there.setdefault(id(value), value.to("musa"))
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

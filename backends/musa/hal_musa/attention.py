@@ -261,5 +261,7 @@ OFFERS = {
 }
 """By op what there is, best first: MATE's is the one that knows of ragged sequences and of pages.
 
-The order is a judgement, as nothing was measured: MATE's are written for mp_31 by the vendor.
+The order is a judgement, as nothing was measured: MATE's are written for mp_31 by the vendor. What
+a value that is NaN does where a mask hides it is not known of either: multiplied with its weight of
+0 it would be NaN, in its column, for queries that do not see it, where the op has none.
 """

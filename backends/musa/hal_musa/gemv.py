@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import hal
 from hal import Kernel, prepared
 from hal.ops.gemv import fused_moe_gemv
 from hal_musa.libraries import HALVES, Offer, aligned, never, portable, vendor
@@ -80,11 +79,26 @@ def fused_gemv_supports(
     if weight.dtype == torch.uint8:
         return _nibbles_refused(x, weight_scale)
     if x_scale is not None:
-        if (hal.device(x).arch or 0) < _FP8_SINCE:
-            return f"sgl_kernel has 8-bit floats from mp_{_FP8_SINCE} on"
         same = x.dtype == weight.dtype == torch.float8_e4m3fn
         return None if same else "sgl_kernel multiplies float8_e4m3fn"
     return None if x.dtype in HALVES else "sgl_kernel multiplies float16 and bfloat16"
+
+
+def _supports_on_22(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    x_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    activation: str | None = None,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> str | None:
+    if x_scale is not None:
+        return f"sgl_kernel has 8-bit floats from mp_{_FP8_SINCE} on"
+    return fused_gemv_supports(
+        x, weight, weight_scale=weight_scale, activation=activation, norm_weight=norm_weight
+    )
 
 
 def _nibbles_refused(x: Tensor, scale: Tensor | None) -> str | None:
@@ -114,6 +128,7 @@ OFFERS = {
             ),
             needs=(f"sgl_kernel.musa.{_GEMV}", f"sgl_kernel::{_GEMV}"),
             since=22,
+            before=(_FP8_SINCE, _supports_on_22),
         )
     ],
     "fused_moe_gemv": [

@@ -15,6 +15,8 @@ from hal import Capability, Device, Kernel
 
 __all__ = ["HALVES", "Offer", "aligned", "fits", "has_kernel", "never", "on", "portable", "vendor"]
 
+Supports = Callable[..., str | None]
+
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -62,22 +64,30 @@ class Offer:
         kernel: What is offered where all of that is there.
         needs: Functions, then operators, which importing a function may register.
         since: The first architecture that it is for; before, it is refused, with that reason.
+        before: An architecture, and the condition of all before it, which have less. A condition
+            cannot ask for the device, since it is also asked about tensors without one.
     """
 
     kernel: Kernel
     needs: tuple[str, ...] = ()
     since: int = 21
+    before: tuple[int, Supports] | None = None
 
     def on(self, device: Device) -> Kernel | None:
         """The kernel as it is offered on a device; None where its library is not there."""
         arch = device.arch or 0
         if arch >= self.since:
-            return self.kernel if all(map(_there, self.needs)) else None
+            return self._for(arch) if all(map(_there, self.needs)) else None
         # MATE cannot be asked for a function on what it is not for.
         if not all(map(_installed, self.needs)):
             return None
         reason = f"{self.kernel.name} has it from mp_{self.since} on, and this is mp_{arch}"
-        return attrs.evolve(self.kernel, supports=_refusing(reason))
+        return attrs.evolve(self.kernel, refused=reason)
+
+    def _for(self, arch: int) -> Kernel:
+        if self.before is None or arch >= self.before[0]:
+            return self.kernel
+        return attrs.evolve(self.kernel, supports=self.before[1])
 
 
 def never(op: Callable[..., Any], name: str, reason: str, *needs: str) -> Offer:
@@ -89,14 +99,7 @@ def never(op: Callable[..., Any], name: str, reason: str, *needs: str) -> Offer:
         reason: Why not.
         needs: As in ``Offer``: without the library there is nothing to explain.
     """
-    return Offer(Kernel(fn=op, name=name, supports=_refusing(reason)), needs)
-
-
-def _refusing(reason: str) -> Callable[..., str]:
-    def supports(*args: Any, **kwargs: Any) -> str:
-        return reason
-
-    return supports
+    return Offer(Kernel(fn=op, name=name, refused=reason), needs)
 
 
 def portable(family: str, op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -49,7 +50,8 @@ def grouped_topk(
     if renormalize:
         total = weights.sum(-1, keepdim=True)
         weights = weights / total.masked_fill(total == 0, 1)
-    shared = ids.new_tensor(range(gating.shape[-1], gating.shape[-1] + num_fused_shared_experts))
+    experts = gating.shape[-1], gating.shape[-1] + num_fused_shared_experts
+    shared = torch.arange(*experts, device=ids.device, dtype=ids.dtype)
     ids = torch.cat((ids, shared.expand(*ids.shape[:-1], -1)), -1)
     alike = weights.new_full(shared.shape, 1 / routed_scaling_factor)
     weights = torch.cat((weights, alike.expand(*weights.shape[:-1], -1)), -1)
@@ -102,16 +104,18 @@ def grouped_topk_supports(
 
 
 class _Spare(Offer):
-    """Offered where Triton does not work.
-
-    Its gate is one kernel for all of it. Around MATE's, which is NaN for logits below -88 and
-    takes an expert twice in a row with NaN, a dozen small ones have to do the rest.
-    """
+    """Refused where Triton works, whose gate is one kernel for all of it."""
 
     def on(self, device: Device) -> Kernel | None:
-        return None if Capability.TRITON in device.capabilities else super().on(device)
+        found = super().on(device)
+        triton = Capability.TRITON in device.capabilities
+        return attrs.evolve(found, refused=_SPARE) if found and triton else found
 
 
+_SPARE = (
+    "a dozen small kernels around MATE's, which is NaN for logits below -88 and takes an expert "
+    "twice in a row with NaN, do what Triton's does in one"
+)
 _ORDER = "sgl_kernel adds the bias before the cap, and counts columns that pad with the cap"
 _RANGE = "sgl_kernel takes ids out of range where scores are below -10,000"
 

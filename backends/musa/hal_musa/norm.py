@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import hal
-from hal import Capability, Kernel
+from hal import Kernel
 from hal_musa.libraries import HALVES, Offer
 
 __all__ = ["OFFERS"]
@@ -24,12 +23,16 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> Tensor:
 def rms_norm_supports(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> str | None:
     if x.dtype not in (torch.float32, *HALVES):
         return "muDNN has norms of float32, float16 and bfloat16"
-    if x.dtype == torch.bfloat16 and not hal.supports(Capability.BF16, x):
-        return "muDNN has bfloat16 from mp_22 on"
     exact = (x.dtype, *HALVES) if x.dtype == torch.float32 else (x.dtype,)
     if weight is None or weight.dtype in exact:
         return None
     return f"muDNN takes a weight of the dtype of x, to which {weight.dtype} would be rounded"
+
+
+def _supports_on_21(x: Tensor, weight: Tensor | None, eps: float = 1e-6) -> str | None:
+    if x.dtype == torch.bfloat16:
+        return "muDNN has bfloat16 from mp_22 on"
+    return rms_norm_supports(x, weight, eps)
 
 
 OFFERS = {
@@ -43,6 +46,7 @@ OFFERS = {
                 deterministic=True,
             ),
             needs=("aten::_fused_rmsnorm_forward",),
+            before=(22, _supports_on_21),
         )
     ]
 }

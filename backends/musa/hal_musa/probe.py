@@ -1,4 +1,8 @@
-"""The facts of each device, without making MUSA unusable in children that are forked later."""
+"""The facts of each device, without making MUSA unusable in children that are forked later.
+
+``pymtml`` is not asked: it knows nothing that torch_musa does not, and counts devices that
+MUSA_VISIBLE_DEVICES hides.
+"""
 
 from __future__ import annotations
 

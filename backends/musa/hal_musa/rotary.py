@@ -29,14 +29,13 @@ def rotary_embedding(
     assert key is not None  # The condition says so.
     query, key = (x.clone(memory_format=torch.contiguous_format) for x in (query, key))
     if query.numel() or key.numel():
-        cache = cos_sin_cache.to(query.dtype).contiguous()
-        given = positions.long().contiguous(), query, key, query.shape[2], cache, is_neox
+        given = positions.long().contiguous(), query, key, query.shape[2], cos_sin_cache, is_neox
         rotate: Any = vendor(f"sgl_kernel.musa.{_PLAIN if offsets is None else _BATCHED}")
         # They write into query and key, and into nothing else that they declare as written.
         if offsets is None:
             rotate(*given)
         else:
-            rotate(*given, cache.shape[1], offsets.long().contiguous())
+            rotate(*given, cos_sin_cache.shape[1], offsets.long().contiguous())
     return query, key
 
 
@@ -53,9 +52,10 @@ def rotary_embedding_supports(
         return "sgl_kernel needs a key"
     if query.dtype in HALVES:
         return f"sgl_kernel rounds the cosines, the sines and each product to {query.dtype}"
-    if not query.dtype == key.dtype == torch.float32 or cos_sin_cache.dtype == torch.float64:
-        return "sgl_kernel takes heads and a cache of one dtype, of at most float32"
-    return None
+    if not query.dtype == key.dtype == cos_sin_cache.dtype == torch.float32:
+        return "sgl_kernel takes heads and a cache of one dtype, float32"
+    # A copy for each call would be of all positions that there are.
+    return None if cos_sin_cache.is_contiguous() else "sgl_kernel takes a contiguous cache"
 
 
 OFFERS = {

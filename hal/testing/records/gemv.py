@@ -79,6 +79,21 @@ def gemv_samples() -> Iterator[Sample]:
     yield from gemv_dtypes(Factors(24))
     yield from gemv_layouts(make)
     yield from gemv_values(make)
+    yield from gemv_tiles(Factors(25))
+
+
+def gemv_tiles(make: Factors) -> Iterator[Sample]:
+    """Whole tiles, which some kernels have alone."""
+    for dtype in (F16, BF16):
+        given = {
+            "16 bits": make.plain((2,), 64, 256, dtype=dtype),
+            "4 bits": make.four((2,), 64, 256, groups=2, dtype=dtype),
+            "8 bits": make.eight((2,), 64, 256),
+        }
+        for name, (args, kwargs) in given.items():
+            yield Sample(f"tiles of {name}, {dtype}", tuple(args), kwargs)
+            gated = kwargs | {"activation": "swiglu"}
+            yield Sample(f"tiles of {name}, swiglu, {dtype}", tuple(args), gated)
 
 
 def gemv_dtypes(make: Factors) -> Iterator[Sample]:

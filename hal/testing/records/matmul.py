@@ -44,6 +44,9 @@ def scaled_samples() -> Iterator[Sample]:
     yield Sample("int8 with bias", make.factors(4, 3, 64, INT8), kwargs)
     yield from scaled_shapes(make)
     yield from scaled_values(make)
+    # Some kernels have whole tiles alone.
+    for out in (BF16, F16):
+        yield Sample(f"tiles of 16, {out}", Maker(5).factors(9, 48, 64), {"out_dtype": out})
 
 
 def scaled_shapes(make: Maker) -> Iterator[Sample]:
@@ -152,6 +155,7 @@ def block_samples() -> Iterator[Sample]:
     yield Sample("list for block", make.blocks(2, 3, 40, 2, 16), out | {"block": [2, 16]})
     yield from block_layouts(make, out)
     yield from block_values(make)
+    yield Sample("whole blocks", Maker(6).blocks(5, 192, 256), out)
 
 
 def block_layouts(make: Maker, out: dict[str, Any]) -> Iterator[Sample]:

@@ -51,14 +51,22 @@ def samples() -> Iterator[Sample]:
         yield Sample(name, tuple(args), {"scale": scale[0] if scale else 0.15})
 
 
+def of_deepseek(make: Maker) -> Iterator[tuple[Any, ...]]:
+    for dtype in (torch.float32, *HALVES):
+        yield f"of DeepSeek, {dtype}", make.call(heads=16, widths=(512, 64), dtype=dtype), 192**-0.5
+    # Some kernels have blocks of 64 alone.
+    for dtype in HALVES:
+        args = make.call((5, 0, 130), 16, (512, 64), 64, dtype)
+        yield f"of DeepSeek in blocks of 64, {dtype}", args, 192**-0.5
+
+
 def cases(make: Maker) -> Iterator[tuple[Any, ...]]:
     for length in LENGTHS:
         yield f"{length} rows", make.call((length, 2))
     for widths in WIDTHS:
         for dtype in (torch.float32, *HALVES):
             yield f"{widths} {dtype}", make.call(widths=widths, dtype=dtype)
-    for dtype in (torch.float32, *HALVES):
-        yield f"of DeepSeek, {dtype}", make.call(heads=16, widths=(512, 64), dtype=dtype), 192**-0.5
+    yield from of_deepseek(make)
     for size in (1, 2, 3, 7, 16, 33, 64, 128):
         yield f"blocks of {size}", make.call(block_size=size)
     for heads in (0, 1, 2, 7, 128):

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hal.testing.simulated import place
+
 __all__ = ["attributes"]
 
 _WANTED = {"Scheduling", "PythonWrapperCodegen", "CppWrapperCodegen", "WrapperFxCodegen"}
@@ -53,7 +55,10 @@ def _interface(module: ModuleType) -> Any:
 
 
 def _inductor(module: ModuleType) -> dict[str, Any]:
-    from torch._dynamo.device_interface import register_interface_for_device
+    from torch._dynamo.device_interface import (
+        get_interface_for_device,
+        register_interface_for_device,
+    )
     from torch._inductor import config
     from torch._inductor.codegen import cpu_device_op_overrides
     from torch._inductor.codegen.common import register_device_op_overrides
@@ -63,10 +68,13 @@ def _inductor(module: ModuleType) -> dict[str, Any]:
     # It takes what is not the host for a device whose kernels have another form (torch 2.13).
     if hasattr(config, "loop_reindexing_after_fusion"):
         config.loop_reindexing_after_fusion = False
-    kind = module.__name__.rpartition(".")[2]
-    interface = _interface(module)
-    for name in (kind, *(f"{kind}:{i}" for i in range(module.device_count()))):
-        register_interface_for_device(name, interface)
+    kind = place.kind()  # Its module may have another name.
+    try:
+        get_interface_for_device(kind)  # A vendor's own.
+    except NotImplementedError:
+        interface = _interface(module)
+        for name in (kind, *(f"{kind}:{i}" for i in range(module.device_count()))):
+            register_interface_for_device(name, interface)
     register_device_op_overrides(kind, cpu_device_op_overrides.CpuDeviceOpOverrides())
     return {
         "Scheduling": CppScheduling,
