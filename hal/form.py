@@ -29,6 +29,7 @@ class Form:
         name: The name in ``hal.ops``.
         inplace: Whether the results overwrite arguments.
         overload: The torch operator; set by ``hal.library``.
+        computes: Its implementation, with the parameters of its schema; set by ``hal.library``.
         traced: What Dynamo sees instead; set by ``hal.library``.
         through: The call by way of the torch operator; set by ``hal.library``.
         plans: Plans by all that a check or a condition may look at.
@@ -41,6 +42,7 @@ class Form:
     name: str
     inplace: bool
     overload: Any = None
+    computes: Any = None
     traced: Any = None
     through: Any = None
     plans: dict[tuple[Any, ...], Plan] = attrs.Factory(dict)

@@ -67,8 +67,8 @@ def _register(form: Form, result: Any, mutated: Sequence[str] = ()) -> Any:
     """Define the torch operator of ``form``, with what computes and what gives the shapes."""
     signature = prototype(form.op, result)
     overload = _define(form.name, signature, mutated)
-    computes = implementation(form.op, signature, form.below, form.inplace)
-    _LIBRARY.impl(form.name, computes, "CompositeExplicitAutograd")
+    form.computes = implementation(form.op, signature, form.below, form.inplace)
+    _LIBRARY.impl(form.name, form.computes, "CompositeExplicitAutograd")
     shapes = _shapes(form.op, signature, form.inplace)
     torch.library.register_fake(f"hal::{form.name}", shapes, lib=_LIBRARY)
     return overload

@@ -186,9 +186,9 @@ class Arguments:
         Raises:
             InvalidInput: A name that is no parameter, or an argument that cannot be captured.
         """
-        # A module is called as its ``forward`` is.
-        signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
-        who = getattr(fn, "__name__", type(fn).__name__)
+        # A module's own call takes anything.
+        called = fn.forward if isinstance(fn, torch.nn.Module) else fn
+        signature, who = inspect.signature(called), getattr(fn, "__name__", type(fn).__name__)
         bound = signature.bind(*example)
         bound.apply_defaults()
         values, pads = bound.arguments, _pads(pad)

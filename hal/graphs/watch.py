@@ -55,7 +55,8 @@ class Watch(TorchDispatchMode):
         for argument in self._found(list(_written(func, args, kwargs))):
             raise InvalidInput(
                 f"{self._who}: {func} writes into {argument.name}, and in a replay it would write "
-                "into a copy; close over what is changed, such as a cache, instead of passing it"
+                "into a copy; close over what is changed, such as a cache, instead of passing it, "
+                "or clone it first"
             )
         return func(*args, **kwargs)
 

@@ -9,8 +9,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from hal.hardware import Capability, Device
+from hal.testing.captures import graph_class
 from hal.testing.checks import Effort
-from hal.testing.checks.capture import graph_class
 from hal.testing.outcome import NotApplicable, NotTried
 from hal.testing.subject import HOST
 

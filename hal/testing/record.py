@@ -66,6 +66,7 @@ class Record:
         parts: Splits a call, given by the names of its arguments, into calls for some of its rows;
             without it ``rows`` are cut. With neither the results of a row need all rows.
         far: The tensors whose leading dimension may have any stride; without it ``rows``.
+        free: The integer tensors that may hold any numbers.
     """
 
     op: str
@@ -76,6 +77,7 @@ class Record:
     rows: tuple[str, ...] = ()
     parts: Callable[[dict[str, Any]], Iterable[Part]] | None = None
     far: tuple[str, ...] | None = None
+    free: tuple[str, ...] = ()
 
 
 @attrs.frozen

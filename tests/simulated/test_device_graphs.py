@@ -124,6 +124,14 @@ def test_a_kernel_of_hal_may_not_do_it_either() -> None:
             captured(lambda: torch.ops.simulated_test.reads(x))
 
 
+def test_a_value_of_the_host_is_that_of_the_capture() -> None:
+    x, factor = torch.ones(4, device="musa"), torch.tensor(3.0)
+    graph, y = captured(lambda: x * factor)
+    factor.fill_(5)
+    graph.replay()
+    assert y.tolist() == [3] * 4
+
+
 def test_indices_and_pinned_memory_are_allowed() -> None:
     x, i = torch.arange(4.0, device="musa"), torch.tensor([2, 0], device="musa")
     host = torch.ones(2).pin_memory()
@@ -357,7 +365,7 @@ def test_a_replay_casts_as_the_capture_did() -> None:
     assert (y.dtype, y[0].tolist()) == (torch.bfloat16, [4] * 4)
 
 
-def test_an_operator_of_hal_is_captured_as_one() -> None:
+def test_an_operator_of_hal_is_captured_as_what_it_does() -> None:
     x, weight = torch.randn(4, 8, device="musa"), torch.ones(8, device="musa")
     residual = torch.randn(4, 8, device="musa")
     start = residual.clone()
@@ -369,11 +377,8 @@ def test_an_operator_of_hal_is_captured_as_one() -> None:
             )
         )
         names = [str(node.op) for node in graph._nodes]
-        assert names == [
-            "hal.rms_norm.default",
-            "aten.clone.default",
-            "hal.fused_add_rms_norm_.default",
-        ]
+        assert {"aten.rsqrt.default", "aten.clone.default", "aten.copy_.default"} <= {*names}
+        assert not any(name.startswith("hal.") for name in names)
         assert torch.equal(residual, start)
         assert normed.isnan().all()
         x.normal_()

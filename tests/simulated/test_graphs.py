@@ -170,6 +170,19 @@ def test_it_draws_anew_in_each_replay() -> None:
     assert all(torch.equal(fast(x).cpu(), expected) for expected in want)
 
 
+def test_a_module_is_captured_as_it_is_called() -> None:
+    class Gate(torch.nn.Module):
+        def forward(self, x: Tensor, *, scale: float = 3.0) -> Tensor:
+            return hal.ops.silu_and_mul(x) * scale
+
+    module = Gate()
+    fast = hal.graphs.capture(module, draw(4, 8), pad={"x": 0}, buckets=[4])
+    x = draw(2, 8)
+    assert torch.equal(fast(x), module(x))
+    with pytest.raises(hal.InvalidInput, match="Gate was captured with scale"):
+        fast(x, scale=2.0)
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "shape": (
         lambda f: f(draw(3, 8), 2.0),
@@ -432,6 +445,12 @@ def test_more_graphs_than_the_device_holds_are_refused_up_front(
     assert calls == [False, False]
     first.close()
     hal.graphs.capture(noted, draw(4, 4), pad={"x": 0})
+
+
+def test_a_card_says_how_many_it_holds_before_its_driver_does() -> None:
+    most = hal.device(X).max_graphs
+    assert most is not None
+    assert most <= HERE.MUSAGraph.limit
 
 
 def test_in_a_capture_only_what_is_safe_there_is_chosen() -> None:

@@ -6,11 +6,13 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
 
 import hal
+from hal import probe
 from hal.graphs import device as graphs_device
 from hal.testing.simulated import simulate
 from offering import NATIVE, Noting, backend, installed, kernel
@@ -246,6 +248,30 @@ def test_what_is_forced_around_a_call_holds_in_each_replay() -> None:
         with hal.trace() as records:
             plain(draw(4, 8))
         assert [record.backend for record in records] == ["theirs"]
+
+
+def test_each_graph_draws_anew() -> None:
+    def noisy(x: Tensor) -> Tensor:
+        x = x + torch.rand(3, device=X)
+        return hal.ops.rms_norm(x, None) + torch.rand(3, device=X)
+
+    fast = hal.graphs.breakable(noisy, torch.zeros(3, device=X), at="rms_norm")
+    x = torch.zeros(3, device=X)
+    torch.manual_seed(5)
+    want = [noisy(x) for _ in range(3)]
+    torch.manual_seed(5)
+    assert all(torch.equal(fast(x), expected) for expected in want)
+
+
+def test_graphs_of_all_parts_and_buckets_are_counted_before_any_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = probe._found
+    monkeypatch.setattr(probe, "_found", lambda *a: attrs.evolve(found(*a), max_graphs=8))
+    said = r"needs 9 graphs: 3 for each of 3 buckets; a process holds 8 on musa:0, and there are 0"
+    with pytest.raises(hal.HalError, match=said):
+        broken(Model(), batch([4]), buckets=[1, 2, 4])
+    assert broken(Model(), batch([4]), buckets=[2, 4]).stats().graphs == 6
 
 
 def test_it_never_runs_in_a_capture() -> None:

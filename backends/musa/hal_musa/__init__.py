@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 backend = Backend(api=1, torch=">=2.7", devices=("musa",))
 
+_GRAPHS = 2000
+"""How many captured graphs a process may have: torchada's README says about 2,048, of which some
+2,043 were had on an S5000 with driver 3.3.5; the next one fails with an illegal memory access."""
+
 
 @hookimpl
 def hal_devices() -> list[Device] | str:
@@ -32,7 +36,7 @@ def hal_devices() -> list[Device] | str:
     from hal_musa.probe import facts
 
     return [
-        Device("musa", index, vendor="Moore Threads", **known)
+        Device("musa", index, vendor="Moore Threads", max_graphs=_GRAPHS, **known)
         for index, known in enumerate(facts())
     ]
 
@@ -59,10 +63,7 @@ def hal_simulated(card: str | None) -> Face | None:
 
 @hookimpl
 def hal_capabilities(device: Device) -> set[Capability]:
-    """By architecture: 21 emulates bfloat16, 31 is the first with 8-bit floats; none has PDL.
-
-    Of graphs about 2,000 may be alive in a process at a time, by the driver.
-    """
+    """By architecture: 21 emulates bfloat16, 31 is the first with 8-bit floats; none has PDL."""
     claimed = {Capability.GRAPH_CAPTURE, Capability.COMPILE}
     since = {Capability.BF16: 22, Capability.FP8: 31}
     return claimed | {each for each, arch in since.items() if (device.arch or 0) >= arch}

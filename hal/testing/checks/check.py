@@ -121,9 +121,13 @@ first_alone: ContextVar[bool] = ContextVar("first_alone", default=False)
 
 
 def each(
-    cases: Iterable[Case], body: Callable[[Case], object], named: Callable[[Case], str]
+    cases: Iterable[Case],
+    body: Callable[[Case], object],
+    named: Callable[[Case], str],
+    *,
+    alone: bool = False,
 ) -> int:
-    """Run ``body`` on each case; how many there were.
+    """Run ``body`` on each case, or until one fails if that is ``alone``; how many there were.
 
     Raises:
         Refuted: Some failed, with any exception; each with its name.
@@ -139,7 +143,7 @@ def each(
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # What a kernel raises is found.
             failures.append((named(case), found(error)))
-            if first_alone.get():
+            if alone or first_alone.get():
                 break
     if failures:
         raise Refuted(failures, count)

@@ -244,6 +244,12 @@ def sample_parts(given: dict[str, Any]) -> Iterator[Part]:
 
 RECORDS = [
     Record(
-        "sample", sample_samples, sample_refusals, sample_oracle, parts=sample_parts, far=("probs",)
+        "sample",
+        sample_samples,
+        sample_refusals,
+        sample_oracle,
+        parts=sample_parts,
+        far=("probs",),
+        free=("seed", "offset"),
     ),
 ]

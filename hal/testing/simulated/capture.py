@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hal.functions import FORMS
 from hal.testing.simulated.build import extension
 from hal.testing.simulated.place import kind
 
@@ -25,6 +26,10 @@ _LAYOUT = {
         *("new_empty_strided", "resize_", "resize_as_", "set_"),
     )
 }
+
+
+_OURS = "hal"
+"""The namespace of hal's operators, which are made of others."""
 
 
 @functools.cache
@@ -43,7 +48,11 @@ def _base(tensor: Tensor) -> int:
 
 
 def _unowned(value: Any) -> Any:
-    return extension().unowned(value) if _here(value) else value
+    if _here(value):
+        return extension().unowned(value)
+    # A kernel is launched with what the host's numbers are then; pinned memory it reads itself.
+    launched = isinstance(value, Tensor) and not value.is_pinned()
+    return value.clone() if launched else value
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -57,6 +66,14 @@ def _written(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[T
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _read_back(
+    op: Any, args: Sequence[Any], kwargs: dict[str, Any], given: Sequence[Tensor]
+) -> bool:
+    """Whether the host gets what it may not have in a capture, as Triton's interpreter does."""
+    hosts = [t for t in _written(op, args, kwargs) if not _here(t)]
+    return bool(given and hosts) and not all(t.is_pinned() for t in hosts)
 
 
 @attrs.frozen(eq=False)
@@ -94,6 +111,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.nodes: list[Node] = []
+        self._interpreted = False  # Whether the operator under way launches kernels of Triton's.
         self._made: dict[int, Tensor] = {}
         self._before: dict[int, tuple[Tensor, bytes]] = {}
         self._states = [(g, g.get_state()) for g in _generators()]
@@ -105,14 +123,33 @@ class Recorder(TorchDispatchMode):
         # What runs on a stream outside of the capture just runs, and so does what is the host's.
         if not extension().takes_part():
             return func(*args, **kwargs)
+        if func._can_decompose():  # Below autograd, where hal's kernels run, it comes here whole.
+            with self:
+                return func.decompose(*args, **kwargs)
         self._remember(func, args, kwargs)
+        if func.namespace == _OURS:
+            return self._inside(func, args, kwargs)
         results = func(*args, **kwargs)
         given, returned = _tensors((args, kwargs)), _tensors(results)
+        self._interpreted |= _read_back(func, args, kwargs, given)
         if given or returned:
             self._record(func, args, kwargs, results)
             bases = {_base(tensor) for tensor in given}
             fresh = {_base(t): _unowned(t) for t in returned if _base(t) not in bases}
             self._made.update(fresh)
+        return results
+
+    def _inside(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record what an operator of ``hal`` does, which is what a device would be asked to do."""
+        outside, self._interpreted, count = self._interpreted, False, len(self.nodes)
+        try:
+            with self:
+                results = FORMS[op._opname].computes(*args, **kwargs)
+            if self._interpreted:
+                del self.nodes[count:]
+                self._record(op, args, kwargs, results)
+        finally:
+            self._interpreted = outside
         return results
 
     def _remember(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

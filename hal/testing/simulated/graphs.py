@@ -31,8 +31,9 @@ class Graph:
     """Operators that were captured, and are run again on the same memory.
 
     Nothing that is captured takes effect before the first replay, and what the host must not do
-    meanwhile is an error. An operator of ``hal`` is captured as one. What is no operator of torch,
-    such as a kernel that is launched outside of ``hal.ops``, runs once, in the capture.
+    meanwhile is an error. What is no operator of torch runs once, in the capture; so an operator
+    of ``hal`` is captured as those it is made of, or, if it has Triton's interpreter run a kernel,
+    as one.
 
     Attributes:
         limit: How many graphs of the process may be captured and not reset; None for any number.
