@@ -31,14 +31,17 @@ class Warmup:
     results: dict[int, Any] = attrs.Factory(dict)
 
     def start(self, key: tuple[Any, ...]) -> bool:
+        """Nothing has to begin."""
         del key
         return True
 
     def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Run it."""
         del index
         return run(*args)
 
     def between(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Note what it promises, and run it or return zeros."""
         self.results[index] = promised(run, args)
         if self.runs:
             with uncaptured():
@@ -69,6 +72,7 @@ class Recorder:
     outputs: dict[int, Any] = attrs.Factory(dict)
 
     def start(self, key: tuple[Any, ...]) -> bool:
+        """Note what pieces read, and begin a capture."""
         self.key = key
         self.recording.begin()
         return True
@@ -78,9 +82,11 @@ class Recorder:
         return value
 
     def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Let it be captured."""
         return self._keep(index, run(*args))
 
     def between(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """End a graph, with memory for the results in it, and begin the next."""
         del run
         # Before the graph ends: its memory is kept for the results, and apart from the arguments.
         value = self._keep(index, _new(self.results[index], args, lambda made: made))
@@ -98,16 +104,19 @@ class _Replaying:
     moved: bool = False
 
     def start(self, key: tuple[Any, ...]) -> bool:
+        """Replay the first graph, unless pieces would read elsewhere."""
         self.moved = key != self.program.key
         if not self.moved:
             self.program.graphs[0].replay()
         return not self.moved
 
     def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """What the graph before has computed."""
         del run, args
         return self.program.outputs[index]
 
     def between(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call it, put its results where the graph after reads them, and replay that."""
         if self.moved:
             return self.program.outputs[index]
         with uncaptured():
@@ -148,6 +157,7 @@ class Pieces(Program):
 def after(
     results: Mapping[int, Any], outputs: Mapping[int, Any], graphs: Sequence[Any]
 ) -> dict[int, tuple[list[Any], Any]]:
+    """Where the results of each operator between pieces go, and the graph that follows it."""
     found: dict[int, tuple[list[Any], Any]] = {}
     for index, graph in zip(sorted(results), graphs[1:], strict=True):
         pairs = zip(tree_leaves(results[index]), tree_leaves(outputs[index]), strict=True)

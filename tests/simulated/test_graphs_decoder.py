@@ -66,8 +66,11 @@ def fields(batch: decoder.Batch) -> tuple[Any, ...]:
 class Graphed(Engine):
     """The same, with prefill and decode from graphs."""
 
-    def __init__(self, model: decoder.Decoder, sequences: int, most: int) -> None:
+    def __init__(
+        self, model: decoder.Decoder, sequences: int, most: int, way: Any = hal.graphs.breakable
+    ) -> None:
         super().__init__(model, sequences)
+        self.way = way
         self.prefill, self.decode = self._prefill(most), self._decode(sequences)
         assert not self.cache.any()
 
@@ -86,7 +89,7 @@ class Graphed(Engine):
             return self.model.hidden(tokens, batch, self.cache)
 
         batch = decoder.Batch.of([0], [most], self.table[:1], BLOCK)
-        return hal.graphs.breakable(
+        return self.way(
             hidden,
             torch.zeros(most, dtype=torch.long, device=X),
             *fields(batch),
