@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import (
 
 from hal.errors import HalError
 from hal.graphs.arguments import Arguments
-from hal.plugins import registry, repair
+from hal.plugins import registry
 from hal.repairs import DEVICE_CONSTANTS, UNDONE
 
 __all__ = ["check_faked", "check_repaired"]
@@ -33,7 +33,7 @@ def check_repaired(who: str) -> None:
     raise HalError(
         f"{who} cannot be traced: something has replaced torch.device, and code that FX generates "
         f"does not find it; the repair, {DEVICE_CONSTANTS.name}, is not in place ({state}): "
-        f"{repair.__module__.partition('.')[0]}.repair() applies it"
+        "hal.repair() applies it where a backend asks for it"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -51,9 +51,21 @@ class Engine:
         return self.model.forward(tokens, batch, self.cache)
 
 
-def batch_of(*fields: Any) -> decoder.Batch:
-    """A batch by its positions, slots, block table, lengths, offsets, longest new and longest."""
-    return decoder.Batch(*fields[:5], fields[0], *fields[5:])
+class Fields(NamedTuple):
+    """What ``hidden`` takes of a batch; torch.compile can make no attrs class that is frozen."""
+
+    positions: Tensor
+    slots: Tensor
+    block_table: Tensor
+    seq_lens: Tensor
+    cu_seqlens: Tensor
+    max_new: int
+    max_len: int
+
+
+def batch_of(*fields: Any) -> Any:
+    """A batch for ``hidden`` by its fields."""
+    return Fields(*fields)
 
 
 def fields(batch: decoder.Batch) -> tuple[Any, ...]:

@@ -50,12 +50,13 @@ def cut(model: Any, *example: Any, **options: Any) -> hal.graphs.Captured:
 def norms(x: Tensor) -> Tensor:
     """One operator of hal's, once, between others."""
     y = hal.ops.silu_and_mul(x) * 2
-    return hal.ops.rms_norm(y, None) + y.shape[0]
+    return hal.ops.rms_norm(y, None) + 1
 
 
 def same(fast: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor], count: int) -> None:
     x = draw(count, 8)
-    torch.testing.assert_close(fast(x), plain(x), rtol=0, atol=0)
+    # What the host sums it sums in an order that goes by the number of rows.
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-6, atol=1e-6)
 
 
 def test_replays_and_what_runs_between_them_do_what_the_function_does() -> None:
@@ -90,8 +91,9 @@ def test_the_decoders_tokens_are_those_without_graphs() -> None:
 
 def inplace(x: Tensor) -> Tensor:
     y = hal.ops.silu_and_mul(x) * 2
-    hal.ops.rms_norm_(y, None)
-    return y + 1
+    z = hal.ops.silu_and_mul(x) + 1
+    hal.ops.fused_add_rms_norm_(y, z, None)
+    return y + z
 
 
 def other(x: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def ends(x: Tensor) -> Tensor:
 CUTS: dict[str, tuple[Callable[[Tensor], Tensor], Any, int]] = {
     "function": (norms, hal.ops.rms_norm, 2),
     "name": (norms, "rms_norm", 2),
-    "in place": (inplace, hal.ops.rms_norm, 2),
+    "in place": (inplace, hal.ops.fused_add_rms_norm, 2),
     "several": (norms, [hal.ops.rms_norm, hal.ops.silu_and_mul], 3),
     "all there is": (ends, [hal.ops.rms_norm, hal.ops.softmax], 3),
     "overload": (other, torch.ops.aten.cumsum.default, 2),
@@ -134,7 +136,7 @@ def test_it_is_cut_at_operators_in_any_form(name: str, reference: bool) -> None:
         assert fast.stats().graphs == 2 * graphs
         for count in (8, 1, 3):
             x = draw(count, 8)
-            torch.testing.assert_close(fast(x), plain(x), rtol=0, atol=0)
+            torch.testing.assert_close(fast(x), plain(x), rtol=1e-6, atol=1e-6)
         assert fast.stats().replays == {8: 2, 2: 1}
 
 
@@ -147,8 +149,8 @@ def test_what_was_made_functional_is_cut_at_too() -> None:
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     y = graph.call_function(torch.relu, (x,))
-    op = torch.ops.hal.rms_norm_.default
-    both = graph.call_function(auto_functionalized, (op,), {"x": y, "weight": None})
+    op = torch.ops.hal.fused_add_rms_norm_.default
+    both = graph.call_function(auto_functionalized, (op,), {"x": y, "residual": y, "weight": None})
     last = graph.call_function(torch.relu, (both,))
     graph.output(last)
     parts = _parts(GraphModule({}, graph), frozenset({op}))
@@ -258,7 +260,7 @@ def test_what_cannot_be_cut_is_refused(name: str) -> None:
 def test_an_operator_without_a_fake_kernel_is_named() -> None:
     library = torch.library.Library("piecewise", "FRAGMENT")
     library.define("twice(Tensor x) -> Tensor")
-    library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+    library.impl("twice", lambda x: x * 2, "PrivateUse1")
 
     def doubled(x: Tensor) -> Tensor:
         return hal.ops.rms_norm(torch.ops.piecewise.twice(x), None)
@@ -280,37 +282,43 @@ def test_what_reads_data_is_named() -> None:
         hal.graphs.piecewise(peeks, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0}, buckets=[4])
 
 
-class Impostor:
-    """What stands in the place of torch.device, and is no class of torch's."""
+Device = torch.device
+
+
+class Meta(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, Device)
+
+
+class Stand(metaclass=Meta):
+    """What a shim puts in the place of torch.device."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return REAL(*args, **kwargs)
-
-
-REAL = torch.device
+        return Device(*args, **kwargs)
 
 
 def test_without_the_repair_of_fx_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(x: Tensor) -> Tensor:
+        return hal.ops.rms_norm(x, None) + torch.ones(8, device=x.device)
+
+    def make() -> hal.graphs.Captured:
+        return hal.graphs.piecewise(made, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0})
+
+    make()  # Dynamo notes the class of devices when it is imported.
+    monkeypatch.setattr(torch, "device", Stand)
+    same(make(), made, 3)
+    assert "applied" in hal.repair(undo=False).values()
     hal.repair(undo=True)
-    monkeypatch.setattr(torch, "device", Impostor)
-    try:
-        with pytest.raises(hal.HalError, match=r"replaced torch.device.*undone.*hal.repair\(\)"):
-            hal.graphs.piecewise(norms, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0})
-    finally:
-        monkeypatch.undo()
-        hal.repair()
+    with pytest.raises(hal.HalError, match=r"replaced torch.device.*undone.*hal.repair\(\)"):
+        make()
+    hal.repair()
+    same(make(), made, 3)
+    hal.repair(undo=True)
 
 
 @pytest.mark.parametrize("run", range(1, 12))
 def test_an_exception_in_the_middle_leaves_nothing(run: int) -> None:
     runs: list[int] = []
-
-    class Failing(torch.autograd.Function):
-        pass
-
-    @torch.compiler.disable
-    def count() -> None:
-        runs.append(0)
 
     library = torch.library.Library("piecewise", "FRAGMENT")
     name = f"failing_{run}"
