@@ -25,7 +25,6 @@ def check_ranks(device: torch.device, **captured: Any) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
-    # The index of a device is that of the rank.
     mine = {"fingerprint": fingerprint(device), "device": device.type, **captured}
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, mine)

@@ -92,7 +92,7 @@ def test_the_decoders_tokens_are_those_without_graphs() -> None:
 def inplace(x: Tensor) -> Tensor:
     y = hal.ops.silu_and_mul(x) * 2
     z = hal.ops.silu_and_mul(x) + 1
-    hal.ops.fused_add_rms_norm_(y, z, None)
+    hal.ops.fused_add_rms_norm_(y, z, y[0])
     return y + z
 
 
