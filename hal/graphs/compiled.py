@@ -39,7 +39,7 @@ def _number(value: Any, name: str, taken: set[int]) -> Tensor:
     size = next(size for size in itertools.count(max(2, value)) if size not in taken)
     taken.add(size)
     stand_in = torch.empty(size, 0)
-    torch._dynamo.mark_dynamic(stand_in, 0)  # pyright: ignore[reportPrivateImportUsage]
+    torch._dynamo.mark_dynamic(stand_in, 0)  # pyright: ignore
     return stand_in
 
 

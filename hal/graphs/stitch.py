@@ -97,7 +97,7 @@ def _compiled(piece: GraphModule, compiler: str) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     fakes = [n.meta["example_value"] for n in piece.graph.find_nodes(op="placeholder")]
-    return compile_fx(piece, fakes)
+    return compile_fx(piece, fakes)  # pyright: ignore[reportReturnType]
 
 
 def _hint(node: Node) -> int | None:
