@@ -22,6 +22,9 @@ from simulated.test_graphs_decoder import TINY, Engine, Graphed, serve
 HERE = simulate("musa")
 X = "musa:0"
 
+# Other parts of torch look at all operators there have been, so these live as long as the process.
+LIBRARY = torch.library.Library("piecewise", "DEF")
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the reference, which is slow", "ignore:.*backend.*:DeprecationWarning"
 )
@@ -258,9 +261,8 @@ def test_what_cannot_be_cut_is_refused(name: str) -> None:
 
 
 def test_an_operator_without_a_fake_kernel_is_named() -> None:
-    library = torch.library.Library("piecewise", "FRAGMENT")
-    library.define("twice(Tensor x) -> Tensor")
-    library.impl("twice", lambda x: x * 2, "PrivateUse1")
+    LIBRARY.define("twice(Tensor x) -> Tensor")
+    LIBRARY.impl("twice", lambda x: x * 2, "PrivateUse1")
 
     def doubled(x: Tensor) -> Tensor:
         return hal.ops.rms_norm(torch.ops.piecewise.twice(x), None)
@@ -320,9 +322,8 @@ def test_without_the_repair_of_fx_it_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_exception_in_the_middle_leaves_nothing(run: int) -> None:
     runs: list[int] = []
 
-    library = torch.library.Library("piecewise", "FRAGMENT")
     name = f"failing_{run}"
-    library.define(f"{name}(Tensor x) -> Tensor")
+    LIBRARY.define(f"{name}(Tensor x) -> Tensor")
 
     def fail(x: Tensor) -> Tensor:
         runs.append(0)
@@ -330,8 +331,8 @@ def test_an_exception_in_the_middle_leaves_nothing(run: int) -> None:
             raise ValueError("in the middle")
         return x * 2
 
-    library.impl(name, fail, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"piecewise::{name}", torch.empty_like, lib=library)
+    LIBRARY.impl(name, fail, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"piecewise::{name}", torch.empty_like, lib=LIBRARY)
     op = getattr(torch.ops.piecewise, name)
 
     def failing(x: Tensor) -> Tensor:
