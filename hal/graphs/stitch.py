@@ -94,10 +94,17 @@ def _parts(module: GraphModule, at: Collection[OpOverload]) -> dict[Node, int]:
 def _compiled(piece: GraphModule, compiler: str) -> Callable[..., Any]:
     if compiler == "eager":
         return piece
+    from torch._guards import TracingContext, detect_fake_mode
     from torch._inductor.compile_fx import compile_fx
 
     fakes = [n.meta["example_value"] for n in piece.graph.find_nodes(op="placeholder")]
-    return compile_fx(piece, fakes)  # pyright: ignore[reportReturnType]
+    context = TracingContext.get()
+    # For a backend Dynamo has a mode of its own (torch 2.7), in which nothing of a piece is.
+    before, context.fake_mode = context.fake_mode, detect_fake_mode(fakes)
+    try:
+        return compile_fx(piece, fakes)  # pyright: ignore[reportReturnType]
+    finally:
+        context.fake_mode = before
 
 
 def _hint(node: Node) -> int | None:
