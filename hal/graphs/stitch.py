@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
@@ -94,13 +94,15 @@ def _parts(module: GraphModule, at: Collection[OpOverload]) -> dict[Node, int]:
 def _compiled(piece: GraphModule, compiler: str) -> Callable[..., Any]:
     if compiler == "eager":
         return piece
-    from torch._guards import TracingContext, detect_fake_mode
+    from torch._guards import TracingContext
     from torch._inductor.compile_fx import compile_fx
 
     fakes = [n.meta["example_value"] for n in piece.graph.find_nodes(op="placeholder")]
     context = TracingContext.get()
     # For a backend Dynamo has a mode of its own (torch 2.7), in which nothing of a piece is.
-    before, context.fake_mode = context.fake_mode, detect_fake_mode(fakes)
+    before = context.fake_mode
+    modes = (fake.fake_mode for fake in fakes if isinstance(fake, FakeTensor))
+    context.fake_mode = next(modes, before)
     try:
         return compile_fx(piece, fakes)  # pyright: ignore[reportReturnType]
     finally:
