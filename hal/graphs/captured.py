@@ -84,8 +84,8 @@ class Captured:
 
     One call at a time: all of them use the same memory. Where a call cannot be replayed, the
     function itself is called, and ``stats`` counts it by its reason: there are more tokens than in
-    the largest bucket, gradients are recorded, another graph is being captured, or what torch.compile
-    traced does not fit any more.
+    the largest bucket, gradients are recorded, another graph is being captured, or what was traced
+    by torch.compile does not fit any more.
     """
 
     def __init__(
