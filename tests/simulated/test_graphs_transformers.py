@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, Qwen3Config
+from transformers import AttentionInterface, LlamaConfig, Qwen3Config
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
@@ -32,7 +32,7 @@ def paged(
 ) -> tuple[Tensor, None]:
     """What transformers calls for attention: one batch of all sequences' tokens."""
     assert mask is None
-    batch, (keys, values) = more["batch"], more["cache"][module.layer_idx]
+    batch, (keys, values) = more["batch"], more["paged"][module.layer_idx]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     hal.ops.store_kv_cache_(k, v, keys, values, batch.slots)
     bounds = batch.block_table, batch.seq_lens, batch.cu_seqlens, batch.max_new, batch.max_len
@@ -41,7 +41,6 @@ def paged(
 
 
 AttentionInterface.register("hal_paged", paged)
-AttentionMaskInterface.register("hal_paged", lambda *_, **__: None)
 
 
 class Theirs:
@@ -70,7 +69,7 @@ class Theirs:
         return torch.zeros(2, 2, blocks, block_size, 2, 16, device=X)
 
     def hidden(self, tokens: Tensor, batch: Any, cache: Tensor) -> Tensor:
-        given = {"position_ids": batch.positions[None], "batch": batch, "cache": cache}
+        given = {"position_ids": batch.positions[None], "batch": batch, "paged": cache}
         return self.model.model(tokens[None], use_cache=False, **given).last_hidden_state[0]
 
     def logits(self, hidden: Tensor, batch: Any) -> Tensor:
