@@ -197,10 +197,11 @@ def test_the_tokens_are_those_without_graphs(model: decoder.Decoder, steps: int)
 
 
 @pytest.mark.skipif(ARCH < 31, reason="MATE is for mp_31")
-def test_so_they_are_with_the_vendors_kernels() -> None:
+@pytest.mark.parametrize("way", [hal.graphs.breakable, hal.graphs.piecewise])
+def test_so_they_are_with_the_vendors_kernels(way: Any) -> None:
     with vendors("mate", "sgl_kernel"):
         model = decoder.load(TINY, X, torch.bfloat16)
-        plain, graphed = Engine(model, 5), Graphed(model, 5, 32)
+        plain, graphed = Engine(model, 5), Graphed(model, 5, 32, way)
         for captured in graphed.prefill, graphed.decode:
             assert {"paged_attention: musa:mate", "silu_and_mul: musa:torch_musa"} <= {
                 *captured.stats().warmed
