@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 import weakref
 from collections.abc import Generator
 from typing import Any
@@ -125,7 +126,10 @@ class Maker:
 
     def end(self, graph: Any) -> None:
         """End a capture."""
-        graph.capture_end()
+        with warnings.catch_warnings():
+            # A part that runs nothing on the device is a graph all the same.
+            warnings.filterwarnings("ignore", message=".*[Gg]raph is empty")
+            graph.capture_end()
         self.alive.add(graph)
 
     def drop(self, graph: Any) -> None:
