@@ -146,7 +146,8 @@ def piecewise(
         example: Its arguments, as for ``capture``.
         at: The operators, functions of ``hal.ops`` or names, which stand for their forms in place
             too; or of torch, each an ``OpOverload``, as it is called in the module; or one.
-        eager: As for ``breakable``; numbers are integers.
+        eager: As for ``breakable``. Numbers are integers, on which no Python code branches: it is
+            traced with others in their place.
         compiler: What makes the code of each piece: ``"eager"`` runs what was traced,
             ``"inductor"`` compiles it.
         pad: As for ``capture``. What is given to the operators is padded.

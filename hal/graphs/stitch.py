@@ -152,7 +152,7 @@ class Stitched:
         for name, part in list(cut.named_children()):
             index = int(name.rpartition("_")[2])
             assert isinstance(part, GraphModule)
-            run = part if index % 2 else _compiled(part, self.compiler)
+            run = part.forward if index % 2 else _compiled(part, self.compiler)
             self.breaks += index % 2
             delattr(cut, name)
             cut.__dict__[name] = functools.partial(self._part, index, run)
@@ -184,7 +184,7 @@ class Stitched:
             values[place] = self.player.given.get(name, values[place])
         read = (values[i] for i in self.reads)
         self.player.start(tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in read))
-        return self._stitched(*values)
+        return self._stitched.forward(*values)
 
 
 def _index(node: Node) -> int:
