@@ -134,7 +134,8 @@ def fingerprint(device: Where = None) -> str:
     """A short hash of all choices, for ranks to compare and for caches to key on.
 
     It covers the kernels that may serve every op, in their order, their backends' versions, hal and
-    torch, for one device or all.
+    torch, for one device or all. That of one is the same for another that is served alike, such as
+    the one that the next rank has.
 
     Example:
         >>> len(hal.fingerprint("cpu"))
@@ -142,7 +143,7 @@ def fingerprint(device: Where = None) -> str:
     """
     described = report(device)
     served = {
-        (choice.op, str(choice.device)): [
+        (choice.op, str(choice.device) if device is None else choice.device.type): [
             str(c) for c in choice.candidates if c.offered is not None
         ]
         for choice in described.choices

@@ -27,6 +27,8 @@ __all__ = ["exporting", "mended"]
 
 @functools.lru_cache(maxsize=4096)
 def _inlined(name: str, where: Device, policy: Policy) -> Any:
+    if name in policy.broken:  # There is nothing to break at but the operator.
+        return None
     op = OPS[name]
     chosen = choose(op, where, policy).chosen
     if chosen is None or chosen.offered is None or chosen.backend != REFERENCE:

@@ -126,7 +126,11 @@ def test_a_fingerprint_changes_with_what_may_serve() -> None:
         [backend("b", softmax=[kernel("softmax", "y"), kernel("softmax", "x")])],
     ]
     assert len({fingerprint(*table) for table in tables}) == len(tables)
-    assert fingerprint(NATIVE) != fingerprint(NATIVE, device=attrs.evolve(ACME, index=1))
+    assert fingerprint(NATIVE) != fingerprint(NATIVE, device=attrs.evolve(ACME, type="other"))
+
+
+def test_a_fingerprint_of_a_device_is_that_of_the_next_ranks() -> None:
+    assert fingerprint(NATIVE) == fingerprint(NATIVE, device=attrs.evolve(ACME, index=1))
 
 
 def test_a_fingerprint_changes_with_what_is_forced_or_preferred() -> None:

@@ -1,7 +1,8 @@
 """Functions that run from captured graphs, on any device for which torch has them.
 
-``capture`` takes a whole function, ``breakable`` all of it but some operators, which run as they
-are called. Both give a ``Captured``, which is called as the function is.
+``capture`` takes a whole function, ``breakable`` and ``piecewise``, by way of a compiler, all of it
+but some operators, which run as they are called. Each gives a ``Captured``, which is called as the
+function is.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
     from hal.graphs.buckets import ladder
     from hal.graphs.captured import Captured, Stats
     from hal.graphs.device import weak_ref_tensor
+    from hal.graphs.pieces import piecewise
     from hal.graphs.ways import breakable, capture
 
-__all__ = ["Captured", "Pad", "Stats", "breakable", "capture", "ladder", "weak_ref_tensor"]
+__all__ = [
+    "Captured",
+    "Pad",
+    "Stats",
+    "breakable",
+    "capture",
+    "ladder",
+    "piecewise",
+    "weak_ref_tensor",
+]
 
 _PLACES = {
     "Captured": "captured",
@@ -25,6 +36,7 @@ _PLACES = {
     "breakable": "ways",
     "capture": "ways",
     "ladder": "buckets",
+    "piecewise": "pieces",
     "weak_ref_tensor": "device",
 }
 

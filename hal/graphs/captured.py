@@ -63,12 +63,13 @@ class Program:
     spec: TreeSpec
     lasting: tuple[Any, ...]
 
-    def replay(self, given: dict[str, Any]) -> None:
-        """Run it once, on the memory of its arguments as it is."""
+    def replay(self, given: dict[str, Any]) -> str | None:
+        """Run it once, on the memory of its arguments as it is; or say why not."""
         self.graphs[0].replay()
         for between, graph in zip(self.breaks, self.graphs[1:], strict=True):
             between.run(given)
             graph.replay()
+        return None
 
     def counting(self) -> list[int | None]:
         """For each result its first dimension of the size of the bucket."""
@@ -83,7 +84,8 @@ class Captured:
 
     One call at a time: all of them use the same memory. Where a call cannot be replayed, the
     function itself is called, and ``stats`` counts it by its reason: there are more tokens than in
-    the largest bucket, gradients are recorded, or another graph is being captured.
+    the largest bucket, gradients are recorded, another graph is being captured, or what was traced
+    by torch.compile does not fit any more.
     """
 
     def __init__(
@@ -124,16 +126,16 @@ class Captured:
         count = self._arguments.count(values)
         self._arguments.check(values, count)
         reason = self._unfit(values, count)
-        if reason:
-            self._fallbacks[reason] += 1
-            return self.__wrapped__(*args, **kwargs)
-        program = self._programs[self._buckets[bisect.bisect_left(self._buckets, count)]]
-        with torch.no_grad():
-            self._arguments.fill(values, program.bucket, count)
-            program.replay(self._given(values))
-            results = self._results(program, count)
-        self._replays[program.bucket] += 1
-        return results
+        if reason is None:
+            program = self._programs[self._buckets[bisect.bisect_left(self._buckets, count)]]
+            with torch.no_grad():
+                self._arguments.fill(values, program.bucket, count)
+                reason = program.replay(self._given(values))
+                if reason is None:
+                    self._replays[program.bucket] += 1
+                    return self._results(program, count)
+        self._fallbacks[reason] += 1
+        return self.__wrapped__(*args, **kwargs)
 
     def _given(self, values: Sequence[Any]) -> dict[str, Any]:
         if not self._eager:

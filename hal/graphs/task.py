@@ -19,11 +19,12 @@ from hal.graphs.breaks import Kept, Recording, Warming, capturing
 from hal.graphs.buckets import checked, ladder
 from hal.graphs.captured import Captured, Program, Stats
 from hal.graphs.device import Maker
+from hal.graphs.ranks import check_ranks
 from hal.graphs.watch import Watch
 from hal.hardware import Capability
 from hal.query import require, trace
 
-__all__ = ["Options", "captured"]
+__all__ = ["Options", "Task", "captured"]
 
 # Fewer graphs than this are there at once, for who looks.
 _LONG = 8
@@ -66,21 +67,25 @@ def _limit(device: torch.device) -> int | None:
     return answer.device.max_graphs
 
 
-def _buckets(given: Arguments, count: int, wanted: Sequence[int] | None) -> tuple[int, ...]:
+def _buckets(
+    given: Arguments, count: int, wanted: Sequence[int] | None, least: int
+) -> tuple[int, ...]:
     """The buckets from small to large; 0 alone where nothing counts tokens."""
     if not given.padded:
         if wanted is not None:
             raise InvalidInput(f"{given.who}: buckets need pad, which says what counts tokens")
         return (0,)
-    return ladder(count) if wanted is None else checked(wanted)
+    sizes = ladder(count) if wanted is None else checked(wanted)
+    return tuple(sorted({max(size, least) for size in sizes}))
 
 
 @attrs.frozen(eq=False)
-class _Task:
+class Task:
     """A function that is being captured.
 
     Attributes:
         count: The tokens of the example.
+        others: The operators of torch, not of hal, that are not captured.
     """
 
     fn: Callable[..., Any]
@@ -89,19 +94,20 @@ class _Task:
     count: int
     buckets: tuple[int, ...]
     maker: Maker
+    others: tuple[Any, ...] = ()
 
     @property
     def names(self) -> dict[int, str]:
         """The names of what operators between graphs are given anew, by identity."""
         return {id(a.example): a.name for a in self.arguments.each if a.kind == "eager"}
 
-    def taker(self, bucket: int) -> Warming:
-        """What takes the operators between graphs before a capture.
+    def fits(self, bucket: int) -> bool:
+        """Whether it is the bucket of the example, whose size what is in ``eager`` has."""
+        return bucket == next((b for b in self.buckets if b >= self.count), None)
 
-        They run for the bucket of the example alone: what is in ``eager`` has its size.
-        """
-        fits = next((b for b in self.buckets if b >= self.count), None)
-        return Warming(self.names, bucket == fits)
+    def taker(self, bucket: int) -> Warming:
+        """What takes the operators between graphs before a capture: it runs those that fit."""
+        return Warming(self.names, self.fits(bucket))
 
     def run(self, bucket: int, taker: Any) -> Any:
         """Call the function with what the graphs of a bucket read."""
@@ -115,16 +121,18 @@ class _Task:
         self.run(bucket, self.taker(bucket))  # What is compiled is, before anything watches.
         counting = Warming(self.names, runs=False)
         inputs = self.arguments.inputs(bucket)
-        with Watch(self.arguments.who, list(zip(self.arguments.each, inputs, strict=True))):
+        watched = list(zip(self.arguments.each, inputs, strict=True))
+        with Watch(self.arguments.who, watched, self.others):
             returned = self.run(bucket, counting)
         for leaf in tree_leaves(returned):
             if leaf is not None and not isinstance(leaf, Tensor):
                 who = self.arguments.who
                 raise InvalidInput(f"{who} returns {leaf!r}; a replay renews nothing but tensors")
-        self._check_breaks(counting)
+        self.check_breaks(counting)
         return counting.count + 1
 
-    def _check_breaks(self, seen: Warming) -> None:
+    def check_breaks(self, seen: Warming) -> None:
+        """Refuse to break nowhere, and numbers that are not handed on as they are."""
         if self.at and not seen.count:
             raise InvalidInput(f"{self.arguments.who} calls none of {', '.join(self.at)}")
         for argument in self.arguments.each:
@@ -195,7 +203,7 @@ def _uncached(kind: str) -> Generator[None, None, None]:
         yield
 
 
-def _check_limit(task: _Task, parts: int, limit: int | None) -> None:
+def _check_limit(task: Task, parts: int, limit: int | None) -> None:
     """Refuse what would end in the middle, for lack of graphs."""
     there, needed = len(task.maker.alive), parts * len(task.buckets)
     if limit is not None and there + needed > limit:
@@ -206,16 +214,23 @@ def _check_limit(task: _Task, parts: int, limit: int | None) -> None:
         )
 
 
-def captured(fn: Callable[..., Any], example: Sequence[Any], options: Options) -> Captured:
-    """Do what ``capture`` and ``breakable`` say."""
+def captured(
+    fn: Callable[..., Any],
+    example: Sequence[Any],
+    options: Options,
+    make: Callable[..., Task] = Task,
+    least: int = 1,
+) -> Captured:
+    """Do what ``capture`` and ``breakable`` say; by other means, and with larger buckets."""
     start = time.perf_counter()
     given = Arguments.of(fn, example, options.pad, options.eager)
     device, count = _place(given), given.count(given.examples)
     given.check(given.examples, count)
-    limit, buckets = _limit(device), _buckets(given, count, options.buckets)
+    limit, buckets = _limit(device), _buckets(given, count, options.buckets, least)
+    check_ranks(device, function=given.who, at=options.at, buckets=buckets)
     maker = Maker.of(device, options.pool)
     before = maker.reserved()
-    task = _Task(fn, prepared(given, buckets[-1]), options.at, count, buckets, maker)
+    task = make(fn, prepared(given, buckets[-1]), options.at, count, buckets, maker)
     with torch.no_grad(), _uncached(device.type), maker.aside():
         parts = task.watch()
         _check_limit(task, parts, limit)

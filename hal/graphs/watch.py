@@ -31,11 +31,14 @@ class Watch(TorchDispatchMode):
     Args:
         who: The function that is captured.
         arguments: Its arguments, each with the tensor that it is called with.
+        others: Operators that are not captured.
     """
 
-    def __init__(self, who: str, arguments: Sequence[tuple[Argument, Any]]) -> None:
+    def __init__(
+        self, who: str, arguments: Sequence[tuple[Argument, Any]], others: Sequence[Any] = ()
+    ) -> None:
         super().__init__()
-        self._who = who
+        self._who, self._others = who, others
         self._watched = {_storage(v): a for a, v in arguments if isinstance(v, Tensor)}
 
     def __torch_dispatch__(
@@ -44,7 +47,7 @@ class Watch(TorchDispatchMode):
         """Look at what an operator of torch or hal is given."""
         kwargs = kwargs or {}
         for argument in self._found((args, kwargs)):
-            if argument.kind == "eager":
+            if argument.kind == "eager" and func not in self._others:
                 raise InvalidInput(
                     f"{self._who}: eager names {argument.name}, which {func} takes, and not only "
                     "ops at which it breaks; leave it out of eager, or pass it to them as it is"

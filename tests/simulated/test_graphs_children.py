@@ -7,12 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = """
 import warnings
 warnings.simplefilter("ignore")
 import torch, hal
 {block}
+if {again}:
+    prefill = hal.graphs.piecewise(
+        layer,
+        *prompt(256),
+        at=hal.ops.paged_attention,
+        eager=("block_table", "seq_lens", "starts", "most", "longest"),
+        pad={{"x": 0, "slots": -1}},
+    )
 for count in (1, 100, 256, 300):
     given = prompt(count)
     assert torch.equal(prefill(*given), layer(*given))
@@ -20,11 +30,12 @@ print(prefill.stats().fallbacks, hal.require("graph_capture", "rms_norm", "examp
 """
 
 
-def test_the_page_runs_on_a_device_that_no_backend_knows() -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["breakable", "piecewise"])
+def test_the_page_runs_on_a_device_that_no_backend_knows(again: bool) -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Graphs\n")[2]
     block = page.partition("```python\n")[2].partition("```")[0]
     done = subprocess.run(
-        [sys.executable, "-c", PAGE.format(block=block)],
+        [sys.executable, "-c", PAGE.format(block=block, again=again)],
         capture_output=True,
         text=True,
         check=False,

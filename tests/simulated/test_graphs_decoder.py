@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -51,9 +51,21 @@ class Engine:
         return self.model.forward(tokens, batch, self.cache)
 
 
-def batch_of(*fields: Any) -> decoder.Batch:
-    """A batch by its positions, slots, block table, lengths, offsets, longest new and longest."""
-    return decoder.Batch(*fields[:5], fields[0], *fields[5:])
+class Fields(NamedTuple):
+    """What ``hidden`` takes of a batch; torch.compile can make no attrs class that is frozen."""
+
+    positions: Tensor
+    slots: Tensor
+    block_table: Tensor
+    seq_lens: Tensor
+    cu_seqlens: Tensor
+    max_new: int
+    max_len: int
+
+
+def batch_of(*fields: Any) -> Any:
+    """A batch for ``hidden`` by its fields."""
+    return Fields(*fields)
 
 
 def fields(batch: decoder.Batch) -> tuple[Any, ...]:
@@ -66,8 +78,11 @@ def fields(batch: decoder.Batch) -> tuple[Any, ...]:
 class Graphed(Engine):
     """The same, with prefill and decode from graphs."""
 
-    def __init__(self, model: decoder.Decoder, sequences: int, most: int) -> None:
+    def __init__(
+        self, model: decoder.Decoder, sequences: int, most: int, way: Any = hal.graphs.breakable
+    ) -> None:
         super().__init__(model, sequences)
+        self.way = way
         self.prefill, self.decode = self._prefill(most), self._decode(sequences)
         assert not self.cache.any()
 
@@ -86,7 +101,7 @@ class Graphed(Engine):
             return self.model.hidden(tokens, batch, self.cache)
 
         batch = decoder.Batch.of([0], [most], self.table[:1], BLOCK)
-        return hal.graphs.breakable(
+        return self.way(
             hidden,
             torch.zeros(most, dtype=torch.long, device=X),
             *fields(batch),
@@ -182,10 +197,11 @@ def test_the_tokens_are_those_without_graphs(model: decoder.Decoder, steps: int)
 
 
 @pytest.mark.skipif(ARCH < 31, reason="MATE is for mp_31")
-def test_so_they_are_with_the_vendors_kernels() -> None:
+@pytest.mark.parametrize("way", [hal.graphs.breakable, hal.graphs.piecewise])
+def test_so_they_are_with_the_vendors_kernels(way: Any) -> None:
     with vendors("mate", "sgl_kernel"):
         model = decoder.load(TINY, X, torch.bfloat16)
-        plain, graphed = Engine(model, 5), Graphed(model, 5, 32)
+        plain, graphed = Engine(model, 5), Graphed(model, 5, 32, way)
         for captured in graphed.prefill, graphed.decode:
             assert {"paged_attention: musa:mate", "silu_and_mul: musa:torch_musa"} <= {
                 *captured.stats().warmed

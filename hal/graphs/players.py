@@ -1,0 +1,165 @@
+"""What runs the parts of a function that was cut: to warm them, to capture them, to replay them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from hal.graphs.breaks import Kept, Recording
+from hal.graphs.captured import Program
+from hal.graphs.compiled import MISSED, Compiled
+from hal.graphs.stitch import promised
+from hal.policy import uncaptured
+
+__all__ = ["Pieces", "Recorder", "Warmup", "after"]
+
+_MISSED = "torch.compile would have to compile it again"
+_MOVED = "a tensor that graphs read has moved"
+
+
+@attrs.define(eq=False)
+class Warmup:
+    """Runs each part, or returns zeros for the operators between pieces; see ``Warming``."""
+
+    given: dict[str, Any]
+    runs: bool
+    results: dict[int, Any] = attrs.Factory(dict)
+
+    def start(self, key: tuple[Any, ...]) -> bool:
+        """Nothing has to begin."""
+        del key
+        return True
+
+    def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Run it."""
+        del index
+        return run(*args)
+
+    def between(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Note what it promises, and run it or return zeros."""
+        self.results[index] = promised(run, args)
+        if self.runs:
+            with uncaptured():
+                return run(*args)
+        return _new(self.results[index], args, Tensor.zero_)
+
+
+def _new(results: Any, args: Sequence[Any], make: Callable[..., Any]) -> Any:
+    """Memory for what was promised, and the arguments that are returned."""
+
+    def real(fake: Tensor) -> Tensor:
+        size, stride = fake.size(), fake.stride()
+        return make(torch.empty_strided(size, stride, dtype=fake.dtype, device=fake.device))
+
+    made = tree_map_only(Tensor, real, results)
+    return tree_map_only(int, args.__getitem__, made)
+
+
+@attrs.define(eq=False)
+class Recorder:
+    """Captures the pieces; what is between them gets memory for its results, and does not run."""
+
+    given: dict[str, Any]
+    results: dict[int, Any]
+    recording: Recording
+    kept: Kept
+    key: tuple[Any, ...] = ()
+    outputs: dict[int, Any] = attrs.Factory(dict)
+
+    def start(self, key: tuple[Any, ...]) -> bool:
+        """Note what pieces read, and begin a capture."""
+        self.key = key
+        self.recording.begin()
+        return True
+
+    def _keep(self, index: int, value: Any) -> Any:
+        self.outputs[index] = tree_map_only(Tensor, self.kept.alias, value)
+        return value
+
+    def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Let it be captured."""
+        return self._keep(index, run(*args))
+
+    def between(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """End a graph, with memory for the results in it, and begin the next."""
+        del run
+        # Before the graph ends: its memory is kept for the results, and apart from the arguments.
+        value = self._keep(index, _new(self.results[index], args, lambda made: made))
+        self.recording.end()
+        self.recording.begin()
+        return value
+
+
+@attrs.define(eq=False)
+class _Replaying:
+    """Replays the pieces, and calls what is between them."""
+
+    given: dict[str, Any]
+    program: Pieces
+    moved: bool = False
+
+    def start(self, key: tuple[Any, ...]) -> bool:
+        """Replay the first graph, unless pieces would read elsewhere."""
+        self.moved = key != self.program.key
+        if not self.moved:
+            self.program.graphs[0].replay()
+        return not self.moved
+
+    def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """What the graph before has computed."""
+        del run, args
+        return self.program.outputs[index]
+
+    def between(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Call it, put its results where the graph after reads them, and replay that."""
+        if self.moved:
+            return self.program.outputs[index]
+        with uncaptured():
+            found = run(*args)
+        targets, graph = self.program.after[index]
+        for target, value in zip(targets, tree_leaves(found), strict=True):
+            if target is not None:
+                target.copy_(value)
+        graph.replay()
+        return self.program.outputs[index]
+
+
+@attrs.frozen(eq=False)
+class Pieces(Program):
+    """The graphs for one bucket.
+
+    Attributes:
+        compiled: How it is called.
+        key: What the pieces read.
+        outputs: What each part returns, without a share in its memory.
+        after: For each operator between pieces where its results go, None for those that are
+            arguments, and the graph that follows.
+    """
+
+    compiled: Compiled
+    key: tuple[Any, ...]
+    outputs: dict[int, Any]
+    after: dict[int, tuple[list[Any], Any]]
+
+    def replay(self, given: dict[str, Any]) -> str | None:
+        """Run it once, on the memory of its arguments as it is; or say why not."""
+        player = _Replaying(given, self)
+        if self.compiled.run(self.bucket, player) is MISSED:
+            return _MISSED
+        return _MOVED if player.moved else None
+
+
+def after(
+    results: Mapping[int, Any], outputs: Mapping[int, Any], graphs: Sequence[Any]
+) -> dict[int, tuple[list[Any], Any]]:
+    """Where the results of each operator between pieces go, and the graph that follows it."""
+    found: dict[int, tuple[list[Any], Any]] = {}
+    for index, graph in zip(sorted(results), graphs[1:], strict=True):
+        pairs = zip(tree_leaves(results[index]), tree_leaves(outputs[index]), strict=True)
+        found[index] = [made if isinstance(p, Tensor) else None for p, made in pairs], graph
+    return found
