@@ -72,6 +72,8 @@ def test_memory_that_nothing_was_written_to_shows() -> None:
 def test_tensors_remember_their_device() -> None:
     x = torch.ones(3, device="musa:1")
     assert (x + x).device == torch.device("musa:1")
+    # Its memory is made for what is empty at first.
+    assert torch.arange(4, device="musa:1").view(2, 2).device == torch.device("musa:1")
     assert x.to("musa:0").device.index == 0
     with HERE.device(1):
         assert torch.empty(1, device="musa").device.index == 1

@@ -591,6 +591,7 @@ Tensor view_as_real(const Tensor& self) {
 
 const Tensor& resize(const Tensor& self, c10::SymIntArrayRef size,
                      std::optional<at::MemoryFormat> format) {
+  const c10::DeviceGuard on(self.device());
   return at::native::resize_(self, C10_AS_INTARRAYREF_SLOW(size), format);
 }
 
