@@ -360,6 +360,7 @@ def test_neither_a_boolean_nor_none_is_handed_on() -> None:
         )
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_over_a_thousand_replays() -> None:
     model = Model()
     fast = broken(model, batch([8]), buckets=[2, 4, 8])

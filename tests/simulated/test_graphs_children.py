@@ -30,7 +30,11 @@ print(prefill.stats().fallbacks, hal.require("graph_capture", "rms_norm", "examp
 """
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["breakable", "piecewise"])
+@pytest.mark.parametrize(
+    "again",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["breakable", "piecewise"],
+)
 def test_the_page_runs_on_a_device_that_no_backend_knows(again: bool) -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Graphs\n")[2]
     block = page.partition("```python\n")[2].partition("```")[0]

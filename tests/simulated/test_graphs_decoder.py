@@ -197,7 +197,9 @@ def test_the_tokens_are_those_without_graphs(model: decoder.Decoder, steps: int)
 
 
 @pytest.mark.skipif(ARCH < 31, reason="MATE is for mp_31")
-@pytest.mark.parametrize("way", [hal.graphs.breakable, hal.graphs.piecewise])
+@pytest.mark.parametrize(
+    "way", [hal.graphs.breakable, pytest.param(hal.graphs.piecewise, marks=pytest.mark.long)]
+)
 def test_so_they_are_with_the_vendors_kernels(way: Any) -> None:
     with vendors("mate", "sgl_kernel"):
         model = decoder.load(TINY, X, torch.bfloat16)
@@ -209,6 +211,7 @@ def test_so_they_are_with_the_vendors_kernels(way: Any) -> None:
         assert serve(graphed, graphed.graphed, 6) == serve(plain, plain.eager, 6)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_as_it_serves(model: decoder.Decoder) -> None:
     engine = Graphed(model, 2, 8)
     sizes: list[int] = []

@@ -82,6 +82,7 @@ def test_replays_and_what_runs_between_them_do_what_the_function_does() -> None:
     assert fast.stats().fallbacks == {"more than 16 tokens": 1}
 
 
+@pytest.mark.long
 def test_the_decoders_tokens_are_those_without_graphs() -> None:
     model = decoder.load(TINY, torch.device(X), torch.float32)
     plain, graphed = Engine(model, 5), Graphed(model, 5, 32, hal.graphs.piecewise)

@@ -121,10 +121,12 @@ def test_ranks_compare_what_they_capture(tmp_path: Path, name: str) -> None:
     ranks(tmp_path, CASES[name], "breakable")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["capture", "piecewise"])
 def test_so_they_do_in_every_way(tmp_path: Path, way: str) -> None:
     ranks(tmp_path, CASES["the same"] + CASES["another kernel"], way)
 
 
+@pytest.mark.long
 def test_a_collective_runs_between_the_pieces_of_all_ranks(tmp_path: Path) -> None:
     ranks(tmp_path, COLLECTIVE, "piecewise")

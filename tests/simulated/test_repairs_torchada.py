@@ -54,7 +54,11 @@ def test_one_that_breaks_it() -> None:
     assert (said["undo"], said["repair"]) == (UNDONE, APPLIED)
 
 
-@pytest.mark.parametrize("shim", ["torchada==0.1.103", "torchada"], ids=["first", "newest"])
+@pytest.mark.parametrize(
+    "shim",
+    [pytest.param("torchada==0.1.103", marks=pytest.mark.long), "torchada"],
+    ids=["first", "newest"],
+)
 def test_one_that_mends_it_itself(shim: str) -> None:
     said = run(shim)
     assert said["replaced"]
