@@ -2,10 +2,10 @@
 
 Not offered, and why: ``fused_experts`` by torch's grouped product, which rounds gate, up and parts
 to bfloat16 where the op rounds once (a relative norm of 3.7e-3; 2.5e-3 is allowed); cuDNN for
-ragged sequences, which torch has plan anew at each call; and nothing of FlashInfer or sgl_kernel:
-their norms, activations, quantisation, routing and renormalisation were slower than those of
-``hal_triton`` on an H100, but for two of all sizes (docs/performance), and their samplers draw
-other numbers.
+ragged sequences, which torch has plan anew at each call; of sgl_kernel norms, activations,
+quantisation, routing and renormalisation, which were slower than those of ``hal_triton`` on an H100
+but at three of all sizes (docs/performance); and FlashInfer, which was not measured beside it, and
+whose samplers draw other numbers.
 """
 
 from __future__ import annotations
