@@ -12,6 +12,7 @@ from hal.testing.simulated import place
 
 __all__ = ["attributes"]
 
+_HOST = torch.device("cpu")
 _WANTED = {"Scheduling", "PythonWrapperCodegen", "CppWrapperCodegen", "WrapperFxCodegen"}
 """The attributes of a device's module in which Inductor looks for its parts."""
 
@@ -62,7 +63,6 @@ def _inductor(module: ModuleType) -> dict[str, Any]:
     from torch._inductor import config
     from torch._inductor.codegen import cpu_device_op_overrides
     from torch._inductor.codegen.common import register_device_op_overrides
-    from torch._inductor.codegen.cpp import CppScheduling
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     # It takes what is not the host for a device whose kernels have another form (torch 2.13).
@@ -77,17 +77,32 @@ def _inductor(module: ModuleType) -> dict[str, Any]:
             register_interface_for_device(name, interface)
     register_device_op_overrides(kind, cpu_device_op_overrides.CpuDeviceOpOverrides())
     return {
-        "Scheduling": CppScheduling,
+        "Scheduling": _scheduling(),
         "PythonWrapperCodegen": _wrapper(),
         "CppWrapperCodegen": CppWrapperCpu,
     }
 
 
+def _scheduling() -> Any:
+    """What makes kernels, each as one of the host.
+
+    What Inductor asks about the device of a kernel that it makes, it would take any for one with
+    Triton, whose kernels need other facts: dynamic sizes, random numbers and ``any`` failed.
+    """
+    from torch._inductor.codegen.cpp import CppScheduling
+    from torch._inductor.virtualized import V
+
+    class Scheduling(CppScheduling):
+        def codegen_node(self, node: Any) -> None:
+            with V.graph.set_current_device(_HOST):
+                super().codegen_node(node)
+
+    return Scheduling
+
+
 def _wrapper() -> Any:
     """The code around Inductor's kernels, which it calls as those of the host."""
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
-
-    host = torch.device("cpu")
 
     class Wrapper(PythonWrapperCodegen):
         @staticmethod
@@ -97,10 +112,10 @@ def _wrapper() -> Any:
 
         # Torch 2.7 calls the one, newer ones the other.
         def generate_kernel_call(self, kernel_name: str, *given: Any, **named: Any) -> Any:
-            return super().generate_kernel_call(kernel_name, *given, **named | {"device": host})
+            return super().generate_kernel_call(kernel_name, *given, **named | {"device": _HOST})
 
         def _generate_kernel_call_helper(self, kernel_name: str, *given: Any, **named: Any) -> Any:
             helper = super()._generate_kernel_call_helper
-            return helper(kernel_name, *given, **named | {"device": host})
+            return helper(kernel_name, *given, **named | {"device": _HOST})
 
     return Wrapper
