@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from hal.repairs import DEVICE_CONSTANTS
 from hal.testing.simulated import simulate
 from simulated.test_graphs_break import FREE, PAD, Model, batch
 from simulated.test_graphs_decoder import TINY, Engine, Graphed, serve
+from thinned import thinned
 
 HERE = simulate("musa")
 MISSED = "torch.compile would have to compile it again"
@@ -83,9 +85,11 @@ def test_replays_and_what_runs_between_them_do_what_the_function_does() -> None:
 
 
 @pytest.mark.long
-def test_the_decoders_tokens_are_those_without_graphs() -> None:
+@pytest.mark.parametrize("compiler", ["eager", "inductor"])
+def test_the_decoders_tokens_are_those_without_graphs(compiler: str) -> None:
     model = decoder.load(TINY, torch.device(X), torch.float32)
-    plain, graphed = Engine(model, 5), Graphed(model, 5, 32, hal.graphs.piecewise)
+    way = functools.partial(hal.graphs.piecewise, compiler=compiler)
+    plain, graphed = Engine(model, 5), Graphed(model, 5, 32, way)
     assert serve(graphed, graphed.graphed, 8) == serve(plain, plain.eager, 8)
     torch.testing.assert_close(graphed.cache, plain.cache, rtol=1e-4, atol=1e-4)
     stats = graphed.prefill.stats()
@@ -374,6 +378,21 @@ def test_inference_mode_may_hold_in_the_capture_and_not_in_the_replay() -> None:
     assert fast.stats().fallbacks == {}
 
 
+@pytest.mark.parametrize(
+    "name", thinned(["function", "in place", "overload", "overload in place"], 4)
+)
+def test_code_of_inductors_is_replayed(name: str) -> None:
+    plain, at, graphs = CUTS[name]
+    with hal.use("native"):
+        fast = hal.graphs.piecewise(
+            plain, draw(8, 8), at=at, pad={"x": 0}, buckets=[2, 8], compiler="inductor"
+        )
+        assert fast.stats().graphs == 2 * graphs
+        for count in (8, 1, 3):
+            same(fast, plain, count)
+    assert fast.stats().replays == {8: 2, 2: 1}
+
+
 class Running:
     """Runs every part, on the host."""
 
@@ -392,7 +411,7 @@ class Running:
 
 
 def test_inductor_compiles_each_piece_once_for_any_number_of_tokens() -> None:
-    """Without graphs: simulated ones do not see the kernels of its code."""
+    """Without graphs, on the host."""
     at = frozenset({torch.ops.aten.cumsum.default})
     stitched = Stitched(at, "inductor", {}, frozenset(), Running())
     compiled = torch.compile(other, backend=stitched, fullgraph=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,  # pyright: ignore[reportPrivateUsage]
+)
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hal.functions import FORMS
 from hal.testing.simulated.build import extension
 from hal.testing.simulated.place import kind
 
-__all__ = ["Node", "Recorder"]
+__all__ = ["Node", "Recorder", "launched"]
 
 # They have no part in a replay: memory, and how it is looked at, is the same in each.
 _LAYOUT = {
@@ -133,7 +136,8 @@ class Recorder(TorchDispatchMode):
         given, returned = _tensors((args, kwargs)), _tensors(results)
         self._interpreted |= _read_back(func, args, kwargs, given)
         if given or returned:
-            self._record(func, args, kwargs, results)
+            if not _is_layout(func):
+                self._record(func, args, kwargs, results)
             bases = {_base(tensor) for tensor in given}
             fresh = {_base(t): _unowned(t) for t in returned if _base(t) not in bases}
             self._made.update(fresh)
@@ -156,14 +160,20 @@ class Recorder(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Generator) and leaf not in [g for g, _ in self._states]:
                 self._states.append((leaf, leaf.get_state()))
-        for tensor in _written(op, args, kwargs):
+        self._remember_contents(_written(op, args, kwargs))
+
+    def _remember_contents(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
             base = _base(tensor)
             if base not in self._made and base not in self._before:
                 self._before[base] = tensor, extension().contents(tensor)
 
+    def launch(self, kernel: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Run a kernel that is no operator, which may write into any of its arguments."""
+        self._remember_contents(_tensors(args))
+        self._record(kernel, args, {}, kernel(*args))
+
     def _record(self, op: Any, args: Any, kwargs: Any, results: Any) -> None:
-        if _is_layout(op):
-            return
         used = [_base(t) for t in _tensors((args, kwargs, results))]
         serials = {base: extension().serial_at(base) for base in used if base}
         leaves = [_unowned(leaf) for leaf in tree_leaves(results)]
@@ -184,3 +194,21 @@ class Recorder(TorchDispatchMode):
 
 def _generators() -> list[torch.Generator]:
     return [extension().default_generator(i) for i in range(extension().device_count())]
+
+
+def launched(kernel: Callable[..., Any]) -> Callable[..., None]:
+    """A compiled kernel that reads and writes where its arguments are, as it is called."""
+    return functools.partial(_launch, kernel)
+
+
+def _launch(kernel: Callable[..., Any], *args: Any) -> None:
+    """Run a kernel, and have a capture on this thread record it as one call.
+
+    It is no operator, and comes to no mode by itself.
+    """
+    modes = _get_current_dispatch_mode_stack()
+    recorder = next((mode for mode in modes if isinstance(mode, Recorder)), None)
+    if recorder is None or not extension().takes_part():
+        kernel(*args)
+    else:
+        recorder.launch(kernel, args)

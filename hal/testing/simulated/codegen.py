@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hal.testing.simulated import place
+from hal.testing.simulated.capture import launched
 
 __all__ = ["attributes"]
 
@@ -110,12 +111,12 @@ def _wrapper() -> Any:
             made = PythonWrapperCodegen.create(is_subgraph, *given, **named)
             return made if is_subgraph else Wrapper()
 
-        # Torch 2.7 calls the one, newer ones the other.
-        def generate_kernel_call(self, kernel_name: str, *given: Any, **named: Any) -> Any:
-            return super().generate_kernel_call(kernel_name, *given, **named | {"device": _HOST})
+        def write_header(self) -> None:
+            super().write_header()
+            self.imports.writeline(f"from {launched.__module__} import {launched.__name__}")
 
-        def _generate_kernel_call_helper(self, kernel_name: str, *given: Any, **named: Any) -> Any:
-            helper = super()._generate_kernel_call_helper
-            return helper(kernel_name, *given, **named | {"device": _HOST})
+        def generate_kernel_call(self, kernel_name: str, *given: Any, **named: Any) -> Any:
+            call = f"{launched.__name__}({kernel_name})"
+            return super().generate_kernel_call(call, *given, **named | {"device": _HOST})
 
     return Wrapper

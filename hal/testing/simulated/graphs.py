@@ -31,9 +31,10 @@ class Graph:
     """Operators that were captured, and are run again on the same memory.
 
     Nothing that is captured takes effect before the first replay, and what the host must not do
-    meanwhile is an error. What is no operator of torch runs once, in the capture; so an operator
-    of ``hal`` is captured as those it is made of, or, if it has Triton's interpreter run a kernel,
-    as one.
+    meanwhile is an error. An operator of ``hal`` is captured as those it is made of, or, if it has
+    Triton's interpreter run a kernel, as one, and so is a kernel of Inductor's, if the capture
+    begins in the compiled code; torch.compile does not enter it in a capture that is under way, and
+    what it was made of is captured. What else is no operator runs once, in the capture.
 
     Attributes:
         limit: How many graphs of the process may be captured and not reset; None for any number.
