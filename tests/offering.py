@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import hal
-from hal import offers, tracing
+from hal import offers, probe, tracing
 from hal.functions import FORMS
 from hal.op import OPS
 from hal.plugins import DISTRIBUTION, REFERENCE, Plugin, State, registry
@@ -58,6 +58,7 @@ def _forget() -> None:
     for form in FORMS.values():
         form.forget()
     tracing._inlined.cache_clear()
+    probe._bare.cache_clear()  # What these backends say of a device that nobody found.
 
 
 @contextlib.contextmanager

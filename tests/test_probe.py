@@ -103,6 +103,14 @@ def test_a_device_that_nobody_found_has_what_is_portable() -> None:
     assert device not in hal.devices()
 
 
+def test_what_other_backends_said_of_such_a_device_goes_with_them() -> None:
+    """Whichever test is the first to ask."""
+    probe._bare.cache_clear()
+    with installed(backend("a", devices=("cpu",))):
+        assert hal.device("meta").capabilities == frozenset()
+    assert hal.device("meta").capabilities == {hal.Capability.FAKE_KERNELS}
+
+
 def test_the_current_device_follows_torchs_default() -> None:
     assert hal.device() is HOST
     with torch.device("meta"):
