@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import hal
+from invalid import SPOILERS, assert_well, drawing, spoil, spoil_the_second_of_three
 
 HERE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
@@ -133,6 +134,23 @@ def test_an_exception_in_the_middle_leaves_nothing() -> None:
 
     with pytest.raises(ValueError, match="in the middle"):
         hal.graphs.capture(failing, draw(2, 4))
+
+
+@pytest.mark.parametrize("name", SPOILERS)
+def test_a_capture_that_was_made_invalid_leaves_nothing(name: str) -> None:
+    assert HERE is not None
+    module, x = torch.get_device_module(HERE.type), torch.zeros(8, device=HERE)
+    earlier = drawing(x)
+    spoil(module, x, name)
+    assert_well(module, earlier, x)
+
+
+def test_nor_does_the_second_graph_of_three() -> None:
+    assert HERE is not None
+    module, x = torch.get_device_module(HERE.type), torch.zeros(2, 8, device=HERE)
+    earlier = drawing(x[0])
+    spoil_the_second_of_three(module, x)
+    assert_well(module, earlier, x[0])
 
 
 def test_memory_does_not_grow_over_a_thousand_replays() -> None:

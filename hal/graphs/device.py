@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Generator
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from hal.errors import HalError
 
-__all__ = ["Maker", "graph_class", "weak_ref_tensor"]
+__all__ = ["Maker", "graph_class", "recover", "weak_ref_tensor"]
 
 
 def graph_class(kind: str) -> Any:
@@ -50,6 +51,55 @@ def weak_ref_tensor(tensor: Tensor) -> Tensor:
         )
         empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         return empty.set_(unowned, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _beside(kind: type, *names: str) -> Any:
+    """A function that torch has where a class or one of its bases is from, by any of its names."""
+    modules = [sys.modules.get(base.__module__) for base in kind.__mro__]
+    found = (getattr(module, name, None) for name in names for module in modules)
+    return next((each for each in found if each is not None), None)
+
+
+def _end(graph: Any) -> None:
+    with warnings.catch_warnings():
+        # A part that runs nothing on the device is a graph all the same.
+        warnings.filterwarnings("ignore", message=".*[Gg]raph is empty")
+        graph.capture_end()
+
+
+# A host's allocator goes on to ask the graph of a capture which stream that is on (torch 2.13).
+_failed: list[Any] = []
+
+
+def recover(graph: Any, device: torch.device, pool: Any) -> None:
+    """Undo what is left of a capture on the current stream that could not be ended.
+
+    So it is with one that something forbidden has made invalid. Torch (2.7 to 2.13) ends the
+    capture of the stream first, and when that fails it leaves out what would follow: memory goes on
+    to be kept back whenever another stream has used it, the pool counts as used, and, until torch
+    2.12, the device's generator counts as capturing, so that nothing draws and no graph is
+    replayed.
+
+    Args:
+        graph: The graph whose ``capture_end`` has failed.
+        device: Where; the current device.
+        pool: What its ``capture_begin`` was given.
+    """
+    kind, prefix = type(graph), f"_{device.type}_"
+    ends = f"{prefix}endAllocateToPool", f"{prefix}endAllocateCurrentStreamToPool"
+    end, release = _beside(kind, *ends), _beside(kind, f"{prefix}releasePool")
+    if end is not None and release is not None:
+        with contextlib.suppress(RuntimeError):  # It had ended this itself.
+            end(device.index, pool)
+            release(device.index, pool)
+    graph.reset()
+    _failed.append(graph)
+    # The generator is told that a capture has ended by one that can be: of nothing.
+    spare = kind()
+    with contextlib.suppress(RuntimeError):  # The device has failed.
+        spare.capture_begin(capture_error_mode="thread_local")
+        _end(spare)
+    spare.reset()
 
 
 _streams: dict[torch.device, Any] = {}
@@ -125,11 +175,16 @@ class Maker:
         return graph
 
     def end(self, graph: Any) -> None:
-        """End a capture."""
-        with warnings.catch_warnings():
-            # A part that runs nothing on the device is a graph all the same.
-            warnings.filterwarnings("ignore", message=".*[Gg]raph is empty")
-            graph.capture_end()
+        """End a capture.
+
+        Raises:
+            RuntimeError: It was made invalid; of that nothing is left.
+        """
+        try:
+            _end(graph)
+        except RuntimeError:
+            recover(graph, self.device, self.pool)
+            raise
         self.alive.add(graph)
 
     def drop(self, graph: Any) -> None:

@@ -15,6 +15,7 @@ import hal
 from hal import probe
 from hal.graphs import device as graphs_device
 from hal.testing.simulated import simulate
+from invalid import SPOILERS, assert_well, drawing, spoil, spoil_the_second_of_three
 from offering import NATIVE, Noting, backend, installed, kernel
 
 HERE = simulate("musa")
@@ -284,6 +285,21 @@ def test_an_exception_in_the_middle_leaves_nothing(run: int) -> None:
 def test_what_a_capture_forbids_is_an_error_that_leaves_nothing() -> None:
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         hal.graphs.capture(lambda x: x * float(x.sum()), draw(2))
+
+
+@pytest.mark.parametrize("name", SPOILERS)
+def test_a_capture_that_was_made_invalid_leaves_nothing(name: str) -> None:
+    x = torch.zeros(8, device=X)
+    earlier = drawing(x)
+    spoil(HERE, x, name)
+    assert_well(HERE, earlier, x)
+
+
+def test_nor_does_the_second_graph_of_three() -> None:
+    x = torch.zeros(2, 8, device=X)
+    earlier = drawing(x[0])
+    spoil_the_second_of_three(HERE, x)
+    assert_well(HERE, earlier, x[0])
 
 
 def test_a_closed_one_gives_its_memory_back_and_says_so() -> None:

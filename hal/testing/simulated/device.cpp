@@ -95,6 +95,7 @@ struct Capture {
   std::mutex lock;
   std::atomic<bool> active{false};
   bool everywhere = false;  // Whether other threads are forbidden to wait as well.
+  std::atomic<bool> invalid{false};  // What was forbidden has spoiled it.
   StreamKey origin;
   uint64_t pool = 0;
   std::map<StreamKey, Work> streams;
@@ -114,6 +115,7 @@ bool on_captured_stream() {
 
 void forbid_in_capture(const std::string& what) {
   if (!g_capture.active || t_inside) return;
+  if (t_capturing) g_capture.invalid = true;
   TORCH_CHECK(!(t_capturing || g_capture.everywhere), kind(),
               " error: operation not permitted when stream is capturing: ", what);
 }
@@ -126,6 +128,7 @@ struct Block {
   uint64_t serial;
   uint64_t pool;  // 0 if it belongs to none.
   bool used;
+  bool elsewhere = false;  // Whether another stream than the one it was made on uses it.
 };
 
 struct Pool {
@@ -141,6 +144,8 @@ struct Statistics {
 std::mutex g_memory;
 std::map<uintptr_t, Block> g_blocks;
 std::map<uint64_t, Pool> g_pools;
+std::set<uint64_t> g_underway;     // Pools of captures that have not ended as they should.
+std::vector<void*> g_deferred;     // Freed meanwhile, when it was not known who has used it.
 std::array<Statistics, kMost> g_statistics;
 uint64_t g_serial = 0;
 
@@ -163,6 +168,16 @@ void give_back(void* address) {
   std::free(address);
 }
 
+void recycle(void* address) {
+  const auto& block = g_blocks.at(reinterpret_cast<uintptr_t>(address));
+  auto pool = g_pools.find(block.pool);
+  if (pool == g_pools.end()) {
+    give_back(address);
+  } else {
+    pool->second.unused.emplace(block.bytes, address);
+  }
+}
+
 void free_block(void* address) {
   if (!address) return;
   std::lock_guard<std::mutex> held(g_memory);
@@ -171,11 +186,11 @@ void free_block(void* address) {
   counts.used -= static_cast<int64_t>(block.bytes);
   counts.frees++;
   block.used = false;
-  auto pool = g_pools.find(block.pool);
-  if (pool == g_pools.end()) {
-    give_back(address);
+  // No event may be asked for while something is captured, as allocators of accelerators have it.
+  if (std::exchange(block.elsewhere, false) && !g_underway.empty()) {
+    g_deferred.push_back(address);
   } else {
-    pool->second.unused.emplace(block.bytes, address);
+    recycle(address);
   }
 }
 
@@ -213,6 +228,9 @@ void* allocate_block(size_t wanted, DeviceIndex device) {
   const auto bytes = (wanted + kAlignment - 1) / kAlignment * kAlignment;
   const auto pool = on_captured_stream() ? g_capture.pool : 0;
   std::lock_guard<std::mutex> held(g_memory);
+  if (g_underway.empty()) {
+    for (void* each : std::exchange(g_deferred, {})) recycle(each);
+  }
   void* address = pool ? from_pool(pool, bytes, device) : nullptr;
   if (!address) address = from_host(pool, bytes, device);
   auto& block = g_blocks.at(reinterpret_cast<uintptr_t>(address));
@@ -235,6 +253,16 @@ void drop_pool(uint64_t id) {
   if (pool == g_pools.end() || --pool->second.graphs > 0) return;
   for (auto& [bytes, address] : pool->second.unused) give_back(address);
   g_pools.erase(pool);  // What is in use still goes back when it is freed.
+}
+
+void begin_pool(uint64_t id) {
+  std::lock_guard<std::mutex> held(g_memory);
+  TORCH_CHECK(g_underway.insert(id).second, "beginAllocateToPool: already recording to mempool_id");
+}
+
+void end_pool(uint64_t id) {
+  std::lock_guard<std::mutex> held(g_memory);
+  TORCH_CHECK(g_underway.erase(id), "endAllocatePool: not currently recording to mempool_id");
 }
 
 // The memory of a pool that was in use when the capture of one of its graphs ended.
@@ -463,6 +491,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
 
 struct Generator final : c10::GeneratorImpl {
   at::Generator host;
+  bool capturing = false;
 
   explicit Generator(DeviceIndex device, uint64_t seed = c10::default_rng_seed_val)
       : Generator(device, at::detail::createCPUGenerator(seed)) {}
@@ -493,6 +522,14 @@ const at::Generator& default_generator(DeviceIndex device) {
     return made;
   }();
   return all[static_cast<size_t>(or_current(device))];
+}
+
+// What draws for a generator, which a capture has for itself.
+const at::Generator& drawn_from(const at::Generator& generator) {
+  const auto* found = generator.get<Generator>();
+  TORCH_CHECK(!found->capturing || on_captured_stream(),
+              "Offset increment outside graph capture encountered unexpectedly.");
+  return found->host;
 }
 
 struct Hooks final : at::PrivateUse1HooksInterface {
@@ -625,6 +662,12 @@ at::Scalar item(const Tensor& self) {
   return at::native::_local_scalar_dense_cpu(on_host(self));
 }
 
+void record_stream(Tensor& self, Stream) {
+  std::lock_guard<std::mutex> held(g_memory);
+  auto found = g_blocks.find(reinterpret_cast<uintptr_t>(self.storage().data()));
+  if (found != g_blocks.end()) found->second.elsewhere = true;
+}
+
 Tensor& set_tensor(Tensor& self, const Tensor& source) {
   return at::native::set_tensor_(self, source);
 }
@@ -651,6 +694,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", item);
+  m.impl("record_stream", record_stream);
   m.impl("set_.source_Tensor", set_tensor);
   m.impl("set_.source_Storage", set_storage);
   m.impl("set_.source_Storage_storage_offset", set_view);
@@ -738,10 +782,10 @@ void fall_back(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     auto& value = torch::jit::peek(*stack, i, arguments.size());
     if (value.isGenerator() && value.toGenerator().device().type() == kType) {
-      value = value.toGenerator().get<Generator>()->host;
+      value = drawn_from(value.toGenerator());
     } else if (value.isNone() && arguments[i].name() == "generator") {
-      value = default_generator(given.empty() ? t_device : given[0].device().index())
-                  .get<Generator>()->host;
+      value = drawn_from(
+          default_generator(given.empty() ? t_device : given[0].device().index()));
     }
   }
   const Inside inside;
@@ -840,15 +884,19 @@ void begin_capture(uint64_t pool, bool everywhere) {
               " error: operation not permitted when stream is capturing: another capture");
   const StreamKey origin{t_device, current_stream(t_device)};
   TORCH_CHECK(origin.second != 0, kind(), " graphs must be captured on a non-default stream.");
+  begin_pool(pool);
+  default_generator(t_device).get<Generator>()->capturing = true;
   g_capture.everywhere = everywhere;
+  g_capture.invalid = false;
   g_capture.origin = origin;
   g_capture.pool = pool;
   g_capture.streams = {{origin, {}}};
   g_capture.active = t_capturing = true;
 }
 
-// Returns whether all streams that took part were waited for.
-bool end_capture() {
+// Returns what went wrong, if anything. Then the pool stays under way and the generator in the
+// capture, as torch leaves those of other devices.
+std::string end_capture() {
   std::lock_guard<std::mutex> held(g_capture.lock);
   bool joined = true;
   for (const auto& [stream, work] : g_capture.streams) {
@@ -856,7 +904,13 @@ bool end_capture() {
   }
   g_capture.streams.clear();
   g_capture.active = t_capturing = false;
-  return joined;
+  if (g_capture.invalid) return "operation failed due to a previous error during capture";
+  if (!joined) {
+    return "capturing stream has unjoined work: wait for the other stream before the capture ends";
+  }
+  end_pool(g_capture.pool);
+  default_generator(g_capture.origin.first).get<Generator>()->capturing = false;
+  return "";
 }
 
 // Counts work on the current stream, and returns whether it is captured.
@@ -865,6 +919,8 @@ bool takes_part() {
   std::lock_guard<std::mutex> held(g_capture.lock);
   auto found = g_capture.streams.find({t_device, current_stream(t_device)});
   if (found == g_capture.streams.end()) return false;
+  TORCH_CHECK(!g_capture.invalid, kind(),
+              " error: operation failed due to a previous error during capture");
   found->second.done++;
   return true;
 }
@@ -909,6 +965,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("serial_at", &serial_at);
   m.def("keep_pool", &keep_pool);
   m.def("drop_pool", &drop_pool);
+  m.def("end_pool", &end_pool);
+  m.def("check_draws", [](int device) {
+    drawn_from(default_generator(checked(static_cast<DeviceIndex>(device))));
+  });
   m.def("in_use", &in_use);
   m.def("leave", &leave);
   m.def("begin_capture", &begin_capture);

@@ -24,7 +24,6 @@ __all__ = [
 Pool = tuple[int, int]
 
 _pools = itertools.count(1)
-_UNJOINED = "capturing stream has unjoined work: wait for the other stream before the capture ends"
 
 
 class Graph:
@@ -80,17 +79,22 @@ class Graph:
         """End the capture.
 
         Raises:
-            RuntimeError: None was begun, work on another stream was not waited for, or there are
-                as many graphs as there may be.
+            RuntimeError: None was begun, something in it was forbidden, work on another stream was
+                not waited for, or there are as many graphs as there may be. What was forbidden or
+                not waited for leaves its traces, as it does on other devices: nothing draws from
+                the device's generator or is replayed, and what other streams use stays in memory.
         """
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             raise RuntimeError("capture_end() without capture_begin()")
         recorder.__exit__(None, None, None)
         self._left = extension().in_use(max(self.pool()))
-        joined = extension().end_capture()
+        problem = extension().end_capture()
         recorder.undo()
-        problem = self._full() if joined else _UNJOINED
+        if problem:
+            self._drop.detach()
+        else:
+            problem = self._full()
         if problem:
             self.reset()
             raise RuntimeError(f"{kind()} error: {problem}")
@@ -114,6 +118,8 @@ class Graph:
         """
         if self._nodes is None:
             raise RuntimeError("replay() of a graph that was not captured")
+        if not extension().is_capturing():
+            extension().check_draws(self._device)
         before = extension().replaying(True)
         try:
             # What casts or records gradients did so in the capture. In inference mode all can be
@@ -144,6 +150,22 @@ class Graph:
 def graph_pool_handle() -> Pool:
     """A pool for graphs to share."""
     return 0, next(_pools)
+
+
+def end_pool(device: int, pool: Pool) -> None:
+    """End the use of a pool by a capture that did not end, as torch names it for each device.
+
+    Raises:
+        RuntimeError: There is no such capture.
+    """
+    del device
+    extension().end_pool(max(pool))
+
+
+def release_pool(device: int, pool: Pool) -> None:
+    """Give back a share in a pool, which a graph does that was captured."""
+    del device
+    extension().drop_pool(max(pool))
 
 
 def is_current_stream_capturing() -> bool:

@@ -76,6 +76,9 @@ def _module(name: str) -> ModuleType:
     for part in (place, memory, random, streams, graphs):
         vars(made).update({each: getattr(part, each) for each in part.__all__})
     setattr(made, f"{name.upper()}Graph", graphs.Graph)
+    # Torch has them beside the class of graphs, by such names.
+    setattr(graphs, f"_{name}_endAllocateToPool", graphs.end_pool)
+    setattr(graphs, f"_{name}_releasePool", graphs.release_pool)
     vars(made)["__getattr__"] = codegen.attributes(made)
     return made
 
