@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hal.errors import HalError
 
-__all__ = ["Maker", "graph_class", "recover", "weak_ref_tensor"]
+__all__ = ["Maker", "end_capture", "graph_class", "recover", "weak_ref_tensor"]
 
 
 def graph_class(kind: str) -> Any:
@@ -102,6 +102,24 @@ def recover(graph: Any, device: torch.device, pool: Any) -> None:
     spare.reset()
 
 
+def end_capture(graph: Any, device: torch.device, pool: Any) -> None:
+    """End a capture on the current stream, and leave nothing of one that cannot be ended.
+
+    Args:
+        graph: The graph.
+        device: Where; the current device.
+        pool: What its ``capture_begin`` was given.
+
+    Raises:
+        RuntimeError: It was made invalid, or there are too many.
+    """
+    try:
+        _end(graph)
+    except RuntimeError:
+        recover(graph, device, pool)
+        raise
+
+
 _streams: dict[torch.device, Any] = {}
 _alive: dict[str, weakref.WeakSet[Any]] = {}
 
@@ -180,11 +198,7 @@ class Maker:
         Raises:
             RuntimeError: It was made invalid; of that nothing is left.
         """
-        try:
-            _end(graph)
-        except RuntimeError:
-            recover(graph, self.device, self.pool)
-            raise
+        end_capture(graph, self.device, self.pool)
         self.alive.add(graph)
 
     def drop(self, graph: Any) -> None:

@@ -99,25 +99,28 @@ class Captured:
 
 def capture(subject: Subject, static: list[Any], name: str) -> Captured:
     """Capture a call of ``hal.ops.<name>`` into a pool of its own, whose memory held NaN."""
-    module, graph_type = graph_class(subject.device.type)
+    kind = subject.device.type
+    module, graph_type = graph_class(kind)
     pool, graphs = module.graph_pool_handle(), (graph_type(), graph_type())
-    _recorded(module, graphs[0], pool, lambda: _not_a_number(str(subject.device)))
+    _recorded(kind, graphs[0], pool, lambda: _not_a_number(str(subject.device)))
     graphs[0].replay()
-    returned = _recorded(module, graphs[1], pool, lambda: subject.run(static, name))
+    returned = _recorded(kind, graphs[1], pool, lambda: subject.run(static, name))
     return Captured(subject, graphs, static, returned)
 
 
-def _recorded(module: Any, graph: Any, pool: Any, call: Callable[[], Any]) -> Any:
+def _recorded(kind: str, graph: Any, pool: Any, call: Callable[[], Any]) -> Any:
+    module = torch.get_device_module(kind)
     module.synchronize()
+    here = torch.device(kind, module.current_device())
     with _uncollected(), module.stream(_stream(module)):
         graph.capture_begin(pool=pool)
         try:
             returned = call()
         except BaseException:
             with contextlib.suppress(RuntimeError):  # It says that there was an error.
-                graph.capture_end()
+                device.end_capture(graph, here, pool)
             raise
-        graph.capture_end()
+        device.end_capture(graph, here, pool)
     return returned
 
 
