@@ -54,8 +54,9 @@ def weak_ref_tensor(tensor: Tensor) -> Tensor:
 
 
 def _beside(kind: type, *names: str) -> Any:
-    """A function that torch has where a class or one of its bases is from, by any of its names."""
-    modules = [sys.modules.get(base.__module__) for base in kind.__mro__]
+    """A function that torch, or who extends it, has beside a class or its base; None without it."""
+    torch_c: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+    modules = [torch_c, *(sys.modules.get(base.__module__) for base in kind.__mro__)]
     found = (getattr(module, name, None) for name in names for module in modules)
     return next((each for each in found if each is not None), None)
 
@@ -75,10 +76,9 @@ def recover(graph: Any, device: torch.device, pool: Any) -> None:
     """Undo what is left of a capture on the current stream that could not be ended.
 
     So it is with one that something forbidden has made invalid. Torch (2.7 to 2.13) ends the
-    capture of the stream first, and when that fails it leaves out what would follow: memory goes on
-    to be kept back whenever another stream has used it, the pool counts as used, and, until torch
-    2.12, the device's generator counts as capturing, so that nothing draws and no graph is
-    replayed.
+    capture of the stream first, and when that fails it leaves out what would follow: memory is kept
+    back whenever another stream has used it, the pool counts as used, and the device's generator as
+    capturing (2.7, not 2.13), so that nothing draws and no graph is replayed.
 
     Args:
         graph: The graph whose ``capture_end`` has failed.
