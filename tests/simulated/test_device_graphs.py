@@ -147,7 +147,7 @@ def test_what_was_forbidden_leaves_traces_until_it_recovers() -> None:
             try:
                 each(x)
             except RuntimeError as error:
-                said.append(str(error))
+                said.append(str(error).splitlines()[0])
         return said
 
     outside = "Offset increment outside graph capture encountered unexpectedly."
