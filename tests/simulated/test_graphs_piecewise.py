@@ -18,6 +18,7 @@ from hal.graphs import device as graphs_device
 from hal.graphs.stitch import Stitched
 from hal.repairs import DEVICE_CONSTANTS
 from hal.testing.simulated import simulate
+from invalid import assert_well, drawing
 from simulated.test_graphs_break import FREE, PAD, Model, batch
 from simulated.test_graphs_decoder import TINY, Engine, Graphed, serve
 from thinned import thinned
@@ -292,6 +293,24 @@ def test_what_reads_data_is_named() -> None:
 
     with pytest.raises((hal.HalError, RuntimeError), match=r"reads data|capturing|not permitted"):
         hal.graphs.piecewise(peeks, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0}, buckets=[4])
+
+
+def test_a_piece_that_was_made_invalid_leaves_nothing() -> None:
+    def peek(x: Tensor) -> Tensor:
+        return x * x.sum().item() if HERE.is_current_stream_capturing() else x * 2
+
+    LIBRARY.define("peek(Tensor x) -> Tensor")
+    LIBRARY.impl("peek", peek, "CompositeExplicitAutograd")
+    torch.library.register_fake("piecewise::peek", torch.empty_like, lib=LIBRARY)
+
+    def spoiled(x: Tensor) -> Tensor:
+        return torch.ops.piecewise.peek(hal.ops.rms_norm(x, None))
+
+    x = torch.zeros(2, 8, device=X)
+    earlier = drawing(x[0])
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        hal.graphs.piecewise(spoiled, x, at=hal.ops.rms_norm, pad={"x": 0}, buckets=[2])
+    assert_well(HERE, earlier, x[0])
 
 
 Device = torch.device
