@@ -25,7 +25,7 @@ from hal.select import Choice, choose
 from hal.testing.compare import assert_close
 from hal.testing.records import RECORDS
 from hal.testing.subject import HOST, Subject, expected, results, samples
-from hal_cuda import flashinfer, libraries, sgl_kernel
+from hal_cuda import fa3, flashinfer, libraries, sgl_kernel
 from hal_cuda.measured import MEASURED
 from offering import NATIVE, backend, installed
 
@@ -428,6 +428,7 @@ REFUSED: dict[str, Callable[[], str | None]] = {
     "and no offsets": lambda: turned(offsets=ROPE[0]),
     "heads of one dtype": lambda: turned(key=shaped(3, 2, 128, dtype=F16)),
     "heads of 64, 128": lambda: turned(query=shaped(3, 4, 96), key=shaped(3, 2, 96)),
+    "256, 512 columns": lambda: turned(key=shaped(3, 2, 64)),
     "cache of float32": lambda: turned(shaped(9, 128)),
     "that is contiguous": lambda: turned(shaped(9, 256, dtype=F32)[:, :128]),
     "pairs of neighbours": lambda: turned(is_neox=False),
@@ -465,6 +466,76 @@ def test_figures_name_what_is_there() -> None:
     ours = {(name, op) for name, op in RIGHT} | {("flash", "varlen_attention")}
     assert set(MEASURED[90]) <= ours
     assert all(each.since is None or each.least < 1 for each in MEASURED[90].values())
+
+
+THEIRS = {
+    # Who registers it, with the arguments that the others do not have, or have without a default.
+    "flash_attn_3": (
+        "float? softmax_scale=None, bool is_causal=False, int window_size_left=-1, "
+        "int window_size_right=-1, int attention_chunk=0, float softcap=0.0, "
+        "bool is_rotary_interleaved=False, Tensor? scheduler_metadata=None, int num_splits=0, "
+        "bool? pack_gqa=None, int sm_margin=0) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "_vllm_fa3_C": (
+        "float softmax_scale, bool is_causal, int window_size_left, int window_size_right, "
+        "float softcap, bool is_rotary_interleaved, Tensor? scheduler_metadata, int num_splits, "
+        "bool? pack_gqa, int sm_margin, Tensor? s_aux, int cp_world_size, int cp_rank, "
+        "Tensor? cp_tot_seqused_k) -> Tensor[]"
+    ),
+}
+_FA3 = (
+    "fwd(Tensor q, Tensor k, Tensor v, Tensor? k_new, Tensor? v_new, Tensor? q_v, Tensor? out, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? cu_seqlens_k_new, Tensor? seqused_q, "
+    "Tensor? seqused_k, int? max_seqlen_q, int? max_seqlen_k, Tensor? page_table, "
+    "Tensor? kv_batch_idx, Tensor? leftpad_k, Tensor? rotary_cos, Tensor? rotary_sin, "
+    "Tensor? seqlens_rotary, Tensor? q_descale, Tensor? k_descale, Tensor? v_descale, "
+)
+
+
+@pytest.mark.parametrize("namespace", THEIRS)
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_fa3_is_called_by_whomever_it_was_built(namespace: str, scale: float | None) -> None:
+    if fa3._operator() is not None:
+        pytest.skip("it is really there")
+    assert "fa3" not in {k.name for k in hal_cuda.varlen_attention(HOPPER)}
+    schema, said = _FA3 + THEIRS[namespace], {}
+
+    def forward(*given: Any) -> Any:
+        arguments = fa3._operator().default._schema.arguments
+        # Last ones that have their default are not passed on.
+        said.update({each.name: each.default_value for each in arguments})
+        said.update(zip((each.name for each in arguments), given, strict=False))
+        parts = given[0] + 1, given[0][..., 0].T, given[0], given[0]
+        return parts if namespace == "flash_attn_3" else list(parts[:2])
+
+    made = torch.library.Library(namespace, "FRAGMENT")
+    try:
+        made.define(schema)
+        made.impl("fwd", forward, "CompositeExplicitAutograd")
+        q, k = torch.ones(5, 4, 16), torch.ones(7, 2, 16)
+        starts = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 7], dtype=torch.int32)
+        out, sums = fa3.by_fa3(q, k, 2 * k, *starts, (5, 7), True, scale)
+        kernel = next(k for k in hal_cuda.varlen_attention(HOPPER) if k.name == "fa3")
+    finally:
+        made._destroy()
+    assert torch.equal(out, q + 1)
+    assert sums.shape == (4, 5)
+    assert kernel.refused is None
+    assert "was not measured" in str(kernel.on_request)
+    asked = {name: value for name, value in said.items() if value is not None}
+    assert torch.equal(asked.pop("v"), 2 * k)
+    assert [torch.equal(asked.pop(name), want) for name, want in (("q", q), ("k", k))] == [True] * 2
+    assert asked.pop("cu_seqlens_q").tolist() == [0, 5]
+    assert asked.pop("cu_seqlens_k").tolist() == [0, 7]
+    ours = {"max_seqlen_q": 5, "max_seqlen_k": 7, "is_causal": True, "num_splits": 1}
+    none = {"window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "sm_margin": 0}
+    more = (
+        {"attention_chunk": 0}
+        if namespace == "flash_attn_3"
+        else {"cp_world_size": 1, "cp_rank": 0}
+    )
+    more |= {"is_rotary_interleaved": False, "softmax_scale": 0.25 if scale is None else scale}
+    assert asked == ours | none | more
 
 
 @on_device

@@ -1,8 +1,9 @@
 """What is particular to NVIDIA's devices: facts, capabilities, and kernels of their libraries.
 
-Libraries that are installed offer what they have: ``sgl_kernel`` and ``flashinfer`` by the modules
-of these names, each kernel with its condition, or the reason why it is refused; ``measured`` has
-the figures that make one the choice or leave it to who names it. ``hal.explain`` shows all that.
+Libraries that are installed offer what they have: ``sgl_kernel``, ``flashinfer`` and ``fa3`` by
+the modules of these names, each kernel with its condition, or the reason why it is refused;
+``measured`` has the figures that make one the choice or leave it to who names it. ``hal.explain``
+shows all that.
 
 Not offered, and why: ``fused_experts`` by torch's grouped product, which rounds gate, up and parts
 to bfloat16 where the op rounds once (a relative norm of 3.7e-3; 2.5e-3 is allowed); cuDNN for
@@ -83,8 +84,11 @@ _PLACES = {
 _MEASURED = 90
 """The compute capability that they were measured on."""
 
-_LIBRARIES = ("sgl_kernel", "flashinfer")
-"""Modules about a library, whose name they have."""
+_LIBRARIES = ("fa3", "sgl_kernel", "flashinfer")
+"""Modules about a library, in the order in which their kernels come, before ours.
+
+None is chosen but where a measurement says so.
+"""
 
 _SINCE = 80
 """The first compute capability that all of these libraries are built for."""
@@ -133,7 +137,7 @@ def _offer(op: str) -> object:
     def hook(device: Device) -> list[Kernel]:
         there = _KERNELS.get(op, ()) if _serves(device) else ()
         ours = [_kernel(op, name, device) for name in there if _there(op, name)]
-        return [*ours, *_of_libraries(op, device)]
+        return [*_of_libraries(op, device), *ours]
 
     return hookimpl(hook)
 

@@ -32,7 +32,7 @@ def _lacks() -> str | None:
     return None if there else "it needs nvcc or its package flashinfer_jit_cache, and has neither"
 
 
-LIBRARY = Library("flashinfer", lacks=_lacks)
+LIBRARY = Library("flashinfer", "flashinfer", lacks=_lacks)
 
 
 def _call(path: str, *args: Any, **kwargs: Any) -> Any:

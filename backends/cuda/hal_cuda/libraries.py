@@ -23,12 +23,14 @@ class Library:
     """A package that may be installed.
 
     Attributes:
-        name: Of the package, and of its kernels.
+        name: Of its kernels.
+        package: What is imported.
         known: Whether what is called is there without it, such as operators from a file.
         lacks: What is missing for its use once it is imported; None if nothing is.
     """
 
     name: str
+    package: str
     known: Callable[[], bool] = lambda: False
     lacks: Callable[[], str | None] = lambda: None
 
@@ -36,8 +38,8 @@ class Library:
     def there(self) -> bool:
         """Whether it is installed; a broken one is."""
         # What is imported may have been put there without a specification.
-        imported = sys.modules.get(self.name) is not None
-        return self.known() or imported or importlib.util.find_spec(self.name) is not None
+        imported = sys.modules.get(self.package) is not None
+        return self.known() or imported or importlib.util.find_spec(self.package) is not None
 
     @property
     def trouble(self) -> str | None:
@@ -48,7 +50,7 @@ class Library:
 @functools.cache
 def _imported(library: Library) -> str | None:
     try:
-        importlib.import_module(library.name)
+        importlib.import_module(library.package)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         # What a wheel for another torch or CUDA, or without its compiler, was seen to raise.
         said = str(error).strip().partition("\n")[0]

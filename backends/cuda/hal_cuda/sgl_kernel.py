@@ -24,7 +24,7 @@ def _known() -> bool:
     return hasattr(torch.ops.sgl_kernel, "rmsnorm")
 
 
-LIBRARY = Library("sgl_kernel", known=_known)
+LIBRARY = Library("sgl_kernel", "sgl_kernel", known=_known)
 
 _ARGUMENTS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"), ("out", "input")),
