@@ -4,6 +4,7 @@
     python benchmarks/run.py --family norm --output norm.json
     python benchmarks/run.py --backend cuda --backend triton --op fused_gemv --quick
     python benchmarks/run.py --library sgl_kernel/common_ops.so --peer sgl --peer torch
+    python benchmarks/run.py --backend triton --backend cuda:flashinfer --family norm
 
 Each call has arguments of its own, enough of them that none is in the cache any more, and all are
 captured into one graph; providers take turns. An operator whose results are not right is not timed.
@@ -44,11 +45,13 @@ DEVICE = torch.device("cuda")
 
 
 def red(op: str, backend: str, tries: int) -> tuple[str, bool]:
-    """Why an op of a backend is not timed, and whether that is a fault; empty if it is."""
+    """Why an op of a backend or kernel is not timed, and whether that is a fault; else empty."""
+    name, kernel, _ = backend.partition(":")
     try:
-        asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
+        asked = questions(name, where(name, DEVICE.type), [op_name(op)], CHECKS)
     except hal.BackendError as error:
         return str(error), True
+    asked = [question for question in asked if not kernel or question.kernel == backend]
     cells = [answer(question, Effort(cases=tries)) for question in asked] if tries else []
     for cell in cells:
         if cell.status is not Status.PROVEN:
@@ -161,7 +164,9 @@ class Run:
 def main(
     family: Annotated[list[str] | None, typer.Option(help="Which families.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Which operators.")] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="Which backends of hal.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Which backends of hal, or kernels: cuda:flashinfer.")
+    ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(help="Which peers, or all; without it those that are loaded soon."),
