@@ -312,18 +312,18 @@ def test_what_is_wrong_is_refused_with_the_reason(library: str, op: str) -> None
 
 
 @pytest.mark.usefixtures("sgl")
-@pytest.mark.parametrize("op", ["silu_and_mul", "gelu_tanh_and_mul"])
-def test_sgl_kernel_is_chosen_where_it_was_quicker(op: str) -> None:
+def test_sgl_kernel_is_chosen_where_it_was_quicker() -> None:
     most, least = shaped(8192, 2 * 28672), shaped(1024, 2 * 28672)
-    assert str(chosen(op, most).chosen) == "cuda:sgl_kernel"
-    few = chosen(op, least)
+    assert str(chosen("silu_and_mul", most).chosen) == "cuda:sgl_kernel"
+    few = chosen("silu_and_mul", least)
     assert str(few.chosen) == "native:torch"
     assert "is chosen from 134217728 elements on" in few.candidates[0].reason
-    assert str(chosen(op, least, use="cuda:sgl_kernel").chosen) == "cuda:sgl_kernel"
+    named = chosen("silu_and_mul", least, use="cuda:sgl_kernel")
+    assert str(named.chosen) == "cuda:sgl_kernel"
     # It is not able to take float32, whoever asks.
-    wide = chosen(op, most.float(), use="cuda:sgl_kernel")
+    wide = chosen("silu_and_mul", most.float(), use="cuda:sgl_kernel")
     assert "in float16 and bfloat16" in wide.candidates[0].reason
-    other = {k.name: k for k in getattr(hal_cuda, op)(hal.Device("cuda", 0, arch=80))}
+    other = {k.name: k for k in hal_cuda.silu_and_mul(hal.Device("cuda", 0, arch=80))}
     assert other["sgl_kernel"].on_request == "it was not measured beside what hal chooses here"
 
 
@@ -420,7 +420,6 @@ REFUSED: dict[str, Callable[[], str | None]] = {
     "row in shared memory": lambda: sums(shaped(3, 2**15 + 8)),
     "activations are called in": lambda: gates(shaped(3, 16, dtype=F32)),
     "halves of a multiple of 8": lambda: gates(shaped(3, 24)),
-    "its tanh has 11 bits": lambda: flashinfer.tanh_supports(shaped(3, 16, dtype=F16)),
     "columns beyond a multiple of 16": lambda: sgl_kernel.moe_sum_supports(shaped(3, 2, 24)),
     "no more than 262140 tokens": lambda: sgl_kernel.moe_sum_supports(shaped(262141, 2, 16)),
     "sums are called in": lambda: sgl_kernel.moe_sum_supports(shaped(3, 2, 16, dtype=F32)),
@@ -495,6 +494,7 @@ _FA3 = (
 @pytest.mark.parametrize("namespace", THEIRS)
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_fa3_is_called_by_whomever_it_was_built(namespace: str, scale: float | None) -> None:
+    pytest.importorskip("triton")
     if fa3._operator() is not None:
         pytest.skip("it is really there")
     assert "fa3" not in {k.name for k in hal_cuda.varlen_attention(HOPPER)}
@@ -556,14 +556,28 @@ def _of(offer: Offer, library: str) -> bool:
 
 
 @on_device
-@pytest.mark.parametrize("op", ["silu_and_mul", "gelu_tanh_and_mul"])
-def test_sgl_kernel_serves_many_rows(op: str) -> None:
-    if not sgl_kernel.LIBRARY.there:
-        pytest.skip("there is no sgl_kernel")
+def test_sgl_kernel_serves_many_rows() -> None:
+    if not sgl_kernel.LIBRARY.there or hal.device("cuda").arch != 90:
+        pytest.skip("there is no sgl_kernel, or not the device it was measured on")
     x = torch.randn(8192, 2 * 28672, device="cuda").to(BF16)
     with hal.trace() as records:
-        got = getattr(hal.ops, op)(x)
+        got = hal.ops.silu_and_mul(x)
     assert records[0].kernel == "sgl_kernel"
     with hal.use("triton"):
-        want = getattr(hal.ops, op)(x)
+        want = hal.ops.silu_and_mul(x)
+    # Two roundings of bfloat16.
     assert float((got.float() - want.float()).norm() / want.float().norm()) < 2.5e-3
+
+
+@on_device
+@pytest.mark.parametrize(("library", "op"), [each for each in RIGHT if "gelu" in each[1]])
+def test_a_tail_of_gelu_has_its_digits(library: str, op: str) -> None:
+    if not MODULES[library].LIBRARY.there:
+        pytest.skip(f"there is no {library}")
+    gates = torch.linspace(-4, -2, 64, device="cuda").to(BF16)
+    x = torch.stack((gates, torch.ones_like(gates))).view(1, -1)
+    with hal.use(f"cuda:{library}"):
+        got = getattr(hal.ops, op)(x).double()
+    want = _GATES[op](gates.double())
+    # Rounding takes 2**-9 of each; a tanh of 11 bits, all of some.
+    assert float(((got - want) / want).abs().max()) < 2**-7

@@ -61,12 +61,6 @@ def _gated(name: str) -> Callable[..., None]:
     return call
 
 
-def tanh_supports(x: Tensor) -> str | None:
-    if x.dtype != torch.bfloat16:
-        return "its tanh has 11 bits, which is enough for bfloat16 alone"
-    return rows.gate_supports(x)
-
-
 _HEADS = (64, 128, 256, 512)
 _PAIR = 2 * 16
 """Columns of two neighbouring vectors of a head, of which one begins where cosines become sines."""
@@ -131,14 +125,13 @@ def _add_norm(theirs: str) -> dict[str, Any]:
     return {"fn": fn, "inplace": overwrite, "supports": rows.add_norm_supports, "pdl": True}
 
 
-def _gate(theirs: str, supports: Callable[..., str | None] = rows.gate_supports) -> dict[str, Any]:
-    return {"fn": rows.gate(_gated(theirs)), "supports": supports}
+def _gate(theirs: str) -> dict[str, Any]:
+    return {"fn": rows.gate(_gated(theirs)), "supports": rows.gate_supports}
 
 
 _RIGHT: Mapping[str, dict[str, Any]] = {
     "silu_and_mul": _gate("silu_and_mul"),
     "gelu_and_mul": _gate("gelu_and_mul"),
-    "gelu_tanh_and_mul": _gate("gelu_tanh_and_mul", tanh_supports),
     "rms_norm": _norm("rmsnorm"),
     "gemma_rms_norm": _norm("gemma_rmsnorm"),
     "fused_add_rms_norm": _add_norm("fused_add_rmsnorm"),
@@ -156,6 +149,7 @@ _PLANS = "it plans on the host, for lengths that are on the device"
 _TIES = "it keeps all that tie with the last one, of which there may be many"
 
 _WRONG: Mapping[str, str] = {
+    "gelu_tanh_and_mul": "its tanh has 11 bits, which says nothing of gates below -3",
     "merge_attention_states": "its logs are of base 2, and it is NaN where neither side has keys",
     "mla_decode": _PLANS,
     "paged_attention": _PLANS,
