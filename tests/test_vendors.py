@@ -516,6 +516,11 @@ def test_fa3_is_called_by_whomever_it_was_built(namespace: str, scale: float | N
         starts = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 7], dtype=torch.int32)
         out, sums = fa3.by_fa3(q, k, 2 * k, *starts, (5, 7), True, scale)
         kernel = next(k for k in hal_cuda.varlen_attention(HOPPER) if k.name == "fa3")
+        (paged,) = (k for k in hal_cuda.paged_attention(HOPPER) if k.name == "fa3")
+        assert paged.refused == fa3._WRONG["paged_attention"]
+        assert "fa3" not in {
+            k.name for k in hal_cuda.varlen_attention(hal.Device("cuda", 0, arch=80))
+        }
     finally:
         made._destroy()
     assert torch.equal(out, q + 1)

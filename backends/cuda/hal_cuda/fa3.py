@@ -1,4 +1,7 @@
-"""FlashAttention-3 (https://github.com/Dao-AILab/flash-attention, hopper), by whomever built it."""
+"""FlashAttention-3 (https://github.com/Dao-AILab/flash-attention, hopper), by whomever built it.
+
+The second one, the package ``flash_attn``, is not asked for: torch has its kernels, as ``flash``.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,11 @@ _NEUTRAL: Mapping[str, Any] = {
 
 _ARCH = 90
 """What it is written for."""
+
+_WRONG = {
+    "paged_attention": "NaN in a page, also past its sequence, reaches all that is read with it"
+}
+"""By op what it does that the op does not allow; values in pages are not copied to clean them."""
 
 
 def _operator() -> Any:
@@ -109,10 +117,12 @@ def kernels(op: str, device: Device) -> list[Kernel]:
     """What it has for an op on a device."""
     # What goes around it is in Triton.
     around = importlib.util.find_spec("triton") is not None
-    if op != "varlen_attention" or device.arch != _ARCH or not (around and LIBRARY.there):
+    known = op in ("varlen_attention", *_WRONG)
+    if not (known and device.arch == _ARCH and around and LIBRARY.there):
         return []
-    if LIBRARY.trouble:
-        return [wrong(LIBRARY, op, LIBRARY.trouble)]
+    reason = _WRONG.get(op) or LIBRARY.trouble
+    if reason:
+        return [wrong(LIBRARY, op, reason)]
     from hal_cuda.attention import flash_supports
 
     how = {"fn": varlen_attention, "supports": flash_supports, "batch_invariant": False}
