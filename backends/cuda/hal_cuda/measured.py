@@ -29,9 +29,9 @@ class Times:
 
 
 MEASURED: Mapping[int, Mapping[tuple[str, str], Times]] = {
-    # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, sglang-kernel 0.4.5, by benchmarks/run.py
-    # at all its sizes; docs/performance has each. Gates of 2**24.8 elements, 1024 rows of 28672,
-    # were lost by sgl_kernel, 2**27.8, 8192 of them, won.
+    # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, sglang-kernel 0.4.5, FlashInfer 0.6.13, by
+    # benchmarks/run.py at all its sizes; docs/performance has each. Gates of 2**24.8 elements, 1024
+    # rows of 28672, were lost by both libraries, 2**27.8, 8192 of them, won.
     90: {
         ("sgl_kernel", "silu_and_mul"): Times(0.97, 3.81, since=2**27),
         # As quick there, but its build for this device has fast math, whose tanh may have 11 bits.
@@ -39,6 +39,9 @@ MEASURED: Mapping[int, Mapping[tuple[str, str], Times]] = {
         ("sgl_kernel", "rms_norm"): Times(1.05, 1.28),
         ("sgl_kernel", "fused_add_rms_norm"): Times(0.99, 1.21),
         ("sgl_kernel", "moe_sum"): Times(1.00, 1.23),
+        ("flashinfer", "silu_and_mul"): Times(0.97, 3.82, since=2**27),
+        ("flashinfer", "rms_norm"): Times(1.05, 1.33),
+        ("flashinfer", "fused_add_rms_norm"): Times(1.00, 1.22),
         # The peer of that name, at those sizes of docs/performance/prefill.md that it takes.
         ("flash", "varlen_attention"): Times(0.98, 2.00),
     },
