@@ -42,6 +42,8 @@ def _like_an_h100() -> Iterator[None]:
         mock.patch.object(attention_split, "shared_memory", room),
         mock.patch.object(product, "shared_memory", room),
         mock.patch.object(experts, "shared_memory", room),
+        mock.patch.object(product, "processors", mock.Mock(return_value=132)),
+        mock.patch.object(attention_split, "processors", mock.Mock(return_value=132)),
         mock.patch.object(product, "has_fp8", mock.Mock(return_value=True)),
     ):
         yield
