@@ -101,6 +101,7 @@ def shaped(case: Case) -> Arguments:
             return x
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
 
+    torch.cuda.empty_cache()  # Many processes have some at once.
     args, kwargs = case.make(torch.device("meta"))
     return tuple(map(placed, args)), {name: placed(x) for name, x in kwargs.items()}
 
@@ -162,7 +163,6 @@ def compile_share(
                         with finding(instead(tables, key, config)):
                             planned(case, given, launch)
                     del given
-                    release()
 
 
 def once(case: Case) -> Any:
@@ -218,7 +218,7 @@ class Written:
     """The file of an architecture's tables, of which every line is kept as soon as it is known."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.machine = path, machine()
         before = json.loads(path.read_text())["tables"] if path.exists() else {}
         self.tables: Tables = {
             name: {sizes: tuple(config) for sizes, config in table.items()}
@@ -237,7 +237,7 @@ class Written:
         if config is not None:
             table[key[1]] = config
         self.path.parent.mkdir(exist_ok=True)
-        text = json.dumps({"machine": machine(), "tables": self.tables}, indent=1)
+        text = json.dumps({"machine": self.machine, "tables": self.tables}, indent=1)
         # A configuration takes a line, not one for each number.
         text = re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
         self.path.write_text(text + "\n")
@@ -255,7 +255,8 @@ def tune(name: str, written: Written, families: Collection[str]) -> None:
         written.put(key, config)
         quickest = ", ".join(f"{each[None]:.1f} > {min(each.values()):.1f}" for each in found)
         usual = " or ".join(map(str, entry.usual))
-        print(f"{name} {key[1]}: {usual} > {config or 'as it was'}: {share:.2f} ({quickest} us)")
+        said = f"{name} {key[1]}: {usual} > {config or 'as it was'}: {share:.2f} ({quickest} us)"
+        print(said, flush=True)
 
 
 def compile_all(names: Sequence[str], families: Collection[str], tables: Tables, jobs: int) -> None:
@@ -281,10 +282,10 @@ def main(
     written = Written(output or configurations.TABLES / f"cuda-{hal.device('cuda').arch}.json")
     began = time.monotonic()
     compile_all(names, families, written.tables, jobs)
-    print(f"compiled after {time.monotonic() - began:.0f} s")
+    print(f"compiled after {time.monotonic() - began:.0f} s", flush=True)
     for each in names:
         tune(each, written, families)
-        print(f"{each}: done after {time.monotonic() - began:.0f} s")
+        print(f"{each}: done after {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

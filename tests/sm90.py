@@ -58,7 +58,9 @@ def like_an_h100() -> Generator[None]:
 def adapter_of(op: str) -> Callable[..., Any] | None:
     """What serves an op, or changes its first argument; None if hal_triton does not."""
     module = MODULES.get(op) or MODULES.get(op.rstrip("_"))
-    return module and getattr(importlib.import_module(f"hal_triton.{module}"), op)
+    if module is None:
+        return None
+    return getattr(importlib.import_module(f"hal_triton.{module}"), op)
 
 
 @attrs.frozen

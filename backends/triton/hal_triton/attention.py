@@ -168,7 +168,7 @@ def _tile(longest: int, width: Width, itemsizes: tuple[int, int], unit: int) -> 
 
 
 def _measured(usual: Tile, query: Query, keys: Keys, width: Width) -> Tile:
-    """By nothing that hangs on how many queries others have, but for ``split``."""
+    """What a table says; the bits of a query go with it, but not with how many others there are."""
     size, longest = query.q.itemsize, _SHORT if usual.split else 2 * _SHORT
     sizes = longest, width.columns, width.value_block, 8 * size, 8 * keys.itemsize
     rows, at_once, num_warps, ahead = measured("prefill", query.q.device, sizes, usual[:4])
