@@ -194,6 +194,28 @@ def test_what_is_found_is_written_at_once(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["tables"] == {"gate": {}, "rows": {"16": [8]}}
 
 
+def test_an_interrupt_loses_nothing_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tune.Entry] = []
+
+    def times(entry: tune.Entry, *_: Any) -> dict[tuple[int, ...] | None, float]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(entry)
+        return {None: 10.0, entry.tries()[0]: 9.0, entry.tries()[1]: 9.9}
+
+    monkeypatch.setattr(tune, "times", times)
+    device = mock.Mock(return_value=mock.Mock(L2_cache_size=1))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", device)
+    written = tune.Written(tmp_path / "cuda-90.json")
+    written.put(("slots", "9,9,9"), (3,))
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune("slots", written, FAMILIES)
+    kept = json.loads(written.path.read_text())["tables"]["slots"]
+    assert kept == {entry.key[1]: [*entry.tries()[0]] for entry in done}
+
+
 def test_what_is_timed_is_what_the_tables_say_of_all_else() -> None:
     find = tune.instead({"a": {"1": (5,)}, "b": {"2": (6,)}}, ("a", "1"), (7,))
     assert [find(name, META, sizes, (0,)) for name, sizes in (("a", "1"), ("b", "2"))] == [
