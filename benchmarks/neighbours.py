@@ -38,10 +38,13 @@ def tiles(tile: Config, rows: int, bits: int) -> Iterator[Config]:
         (m, 2 * n, k, 2 * warps, stages),
         (m, n, 2 * k, warps, max(stages // 2, 2)),
     ]
-    enough = max(_SUMS // 2, m * n // (_THREADS * warps))
+    # Codes of 4 bits take registers where they become numbers. All that is left was compiled for
+    # sm_90, without a spill.
+    enough = max(_SUMS // (4 if bits == 4 else 2), m * n // (_THREADS * warps))
     for some in found:
         sums = some[0] * some[1] // (_THREADS * some[3])
-        if 4 <= sums <= enough and some[1] <= 256 and some[2] <= most and some[3] <= 8:
+        wide = 256 if some[0] >= 128 else 128
+        if 4 <= sums <= enough and some[1] <= wide and some[2] <= most and some[3] <= 8:
             yield some
 
 
