@@ -33,18 +33,20 @@ def tiles(tile: Config, rows: int, bits: int) -> Iterator[Config]:
     # With no more rows than a tile has, other tiles are idle or read the weight twice.
     of_rows, most = (16, 128) if rows > m else (m, m), 256 if bits == 16 else 128
     found = [
-        *steps(tile, (of_rows, (16, 256), (32, most), (4, 8))),
+        *steps(tile, (of_rows, (16, 256), (32, 128), (4, 8))),
         *((m, n, k, warps, some) for some in (stages - 1, stages + 1) if 2 <= some <= 7),
         (m, 2 * n, k, 2 * warps, stages),
         (m, n, 2 * k, warps, max(stages // 2, 2)),
     ]
-    # Codes of 4 bits take registers where they become numbers. All that is left was compiled for
-    # sm_90, without a spill.
-    enough = max(_SUMS // (4 if bits == 4 else 2), m * n // (_THREADS * warps))
+    # Codes of 4 bits become numbers in registers: fewer are left for sums, and small tiles pass
+    # through memory. All that remains was compiled for sm_90, without a spill.
+    few, share, least_k = (8, 4, most) if bits == 4 else (4, 2, 32)
+    enough = max(_SUMS // share, m * n // (_THREADS * warps))
     for some in found:
         sums = some[0] * some[1] // (_THREADS * some[3])
         wide = 256 if some[0] >= 128 else 128
-        if 4 <= sums <= enough and some[1] <= wide and some[2] <= most and some[3] <= 8:
+        held = few <= sums <= enough and some[1] <= wide
+        if held and least_k <= some[2] <= most and some[3] <= 8:
             yield some
 
 
