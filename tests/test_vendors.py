@@ -293,7 +293,11 @@ def test_what_is_right_is_there_for_who_names_it(library: str, op: str) -> None:
     by_name = {str(each): each for each in choice.candidates}
     reason = by_name[f"cuda:{library}"].reason
     if MEASURED[90].get((library, op)):
-        shown = ("times as long as what hal", "if its condition holds", "cuda:sgl_kernel comes first")
+        shown = (
+            "times as long as what hal",
+            "if its condition holds",
+            "cuda:sgl_kernel comes first",
+        )
         assert any(text in reason for text in shown)
     else:
         assert reason == "on request only: it was not measured beside what hal chooses here"
