@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -25,8 +25,7 @@ def product(x: Tensor, weight: Tensor, activation: str | None = None) -> Tensor:
     return y if activation is None else hal.ops.silu_and_mul(y)
 
 
-@attrs.frozen(eq=False)
-class Step:
+class Step(NamedTuple):
     """New tokens of sequences of equal length, and where they belong.
 
     Attributes:
@@ -36,6 +35,7 @@ class Step:
         table: [sequences, pages] int32.
         lens: [sequences] int32, new tokens included.
         starts: [sequences + 1] int32, where the new tokens of each sequence begin.
+        last: [sequences] int64, the tokens whose logits are wanted.
         new: How many new tokens a sequence has.
         keys: How many tokens it has in all.
     """
@@ -46,6 +46,7 @@ class Step:
     table: Tensor
     lens: Tensor
     starts: Tensor
+    last: Tensor
     new: int
     keys: int
 
@@ -55,21 +56,18 @@ class Step:
         (count, new), device = tokens.shape, tokens.device
         at = torch.arange(past, past + new, device=device)
         slots = table[:, at // PAGE].long() * PAGE + at % PAGE
+        starts = torch.arange(count + 1, dtype=torch.int32, device=device) * new
         return cls(
             tokens.flatten(),
             at.repeat(count),
             slots.flatten(),
             table,
             torch.full((count,), past + new, dtype=torch.int32, device=device),
-            torch.arange(count + 1, dtype=torch.int32, device=device) * new,
+            starts,
+            starts[1:].long() - 1,
             new,
             past + new,
         )
-
-    @property
-    def last(self) -> Tensor:
-        """[sequences] int64: the tokens whose logits are wanted."""
-        return self.starts[1:].long() - 1
 
 
 @attrs.frozen(eq=False)
@@ -186,6 +184,14 @@ class Model:
         if layer.q_norm is None:
             hal.ops.rotary_embedding_(step.positions, *parts[:2], self.table)
         return parts
+
+
+def read(model: Model) -> int:
+    """Bytes of the weights that a step of a dense model reads: all but those of other tokens."""
+    mlps = [layer.mlp for layer in model.layers]
+    inner = [w for mlp in mlps if isinstance(mlp, MLP) for w in (mlp.gate_up, mlp.down)]
+    outer = [w for layer in model.layers for w in (layer.qkv, layer.o)]
+    return sum(w.numel() * w.itemsize for w in (*inner, *outer, model.head))
 
 
 def _rotary(module: Any, positions: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import hal
 import models
 import pages
+import steps
 import summary
 from case import F8, Case
 from cases import FAMILIES, attention, elementwise, experts, products, router, sampling
@@ -137,16 +138,16 @@ def test_one_fault_is_seen_by_each_judge() -> None:
 
 
 @pytest.mark.parametrize("phase", models.TINY_PHASES, ids=str)
-@pytest.mark.parametrize("name", models.SHAPES)
-def test_a_model_gives_the_logits_of_transformers(name: str, phase: models.Phase) -> None:
-    kind, _, sizes = models.SHAPES[name]
-    model = models.build(kind, sizes, 2, "cpu", torch.float32)
+@pytest.mark.parametrize("name", steps.SHAPES)
+def test_a_model_gives_the_logits_of_transformers(name: str, phase: steps.Phase) -> None:
+    kind, _, sizes = steps.SHAPES[name]
+    model = steps.build(kind, sizes, 2, "cpu", torch.float32)
     tokens = torch.randint(99, (phase.rows, phase.keys))
     want = model(tokens, use_cache=False).logits[:, -1]
-    got = models.ours(Model.of(model, phase.keys), phase, tokens)()
+    got = steps.ours(Model.of(model, phase.keys), phase, tokens)()
     # Measured 1e-7 to 1e-6.
-    assert models.off(got, want) < 1e-5
-    assert models.off(models.theirs(model, phase, tokens)(), want) < 1e-5
+    assert steps.off(got, want) < 1e-5
+    assert steps.off(steps.theirs(model, phase, tokens)(), want) < 1e-5
 
 
 def row(rows: int, us: dict[str, float], **more: Any) -> dict[str, Any]:
