@@ -26,13 +26,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import hal
 from failures import DeviceLost
 from graphs_page import show
 from hal.graphs import ladder
 from machine import machine
 from model import Model, read
-from steps import SHAPES, Call, Phase, build
+from steps import SHAPES, Phase, build
 from subject import Subject
 from timing import copy_time
 from turns import ROUNDS, Cell, Turns
@@ -48,6 +47,8 @@ from ways import (
     written,
 )
 
+Ways = dict[str, Callable[[], Way]]
+
 NAME = "Llama 3 8B"
 # Prompts of as many tokens as buckets have, and between them; batches likewise.
 FULL = {
@@ -62,7 +63,6 @@ FEW_ROUNDS = 2
 """Before the last ways are there."""
 COPIED = 4_000_000_000
 """Bytes read and written by the copy that tells what the memory can do."""
-GROUPS = 3
 WAYS = (
     *("hal capture", "hal breakable", "hal piecewise", "hal piecewise inductor"),
     *("transformers compile", "transformers reduce-overhead"),
@@ -77,7 +77,7 @@ def phases(kind: str, counts: Sequence[int], past: int) -> list[Phase]:
     return [Phase(kind, count, 1, past + 1) for count in counts]
 
 
-def groups(turns: Turns, clock: Clock) -> Iterator[dict[str, Callable[[], Way]]]:
+def groups(turns: Turns, clock: Clock) -> Iterator[Ways]:
     """The ways besides those as they are written; what may be cut off comes last."""
     subject, dynamic = turns.subject, turns.subject.kind == "prefill"
     counts = [cell.phase.tokens for cell in turns.cells]
@@ -97,7 +97,7 @@ def groups(turns: Turns, clock: Clock) -> Iterator[dict[str, Callable[[], Way]]]
         return lambda: Compiled(subject, mode, dynamic, several if dynamic else fixed, steps, clock)
 
     yield {"transformers reduce-overhead": compiled("reduce-overhead", dynamic)}
-    last: dict[str, Callable[[], Way]] = {
+    last: Ways = {
         "hal piecewise inductor": lambda: clock.compiles(lambda: pieces("inductor")),
         "transformers compile": compiled("default", dynamic),
     }
@@ -137,11 +137,19 @@ class Run:
         self.cells += cells
         try:
             turns.add({"hal": lambda: hals(subject), "transformers": lambda: written(subject)})
-            for at, group in enumerate(groups(turns, self.clock), 1):
-                turns.add({n: make for n, make in group.items() if not self.only or n in self.only})
-                turns.time(ROUNDS if at == GROUPS else FEW_ROUNDS)
+            wanted = self.wanted(groups(turns, self.clock))
+            for at, group in enumerate(wanted, 1):
+                turns.add(group)
+                turns.time(ROUNDS if at == len(wanted) else FEW_ROUNDS)
         finally:
             turns.close()
+
+    def wanted(self, found: Iterator[Ways]) -> list[Ways]:
+        """Those of the groups of ways that were asked for; one at least, to be timed."""
+        asked = [
+            {n: w for n, w in each.items() if not self.only or n in self.only} for each in found
+        ]
+        return [each for each in asked if each] or [{}]
 
     @property
     def red(self) -> bool:
@@ -214,12 +222,13 @@ def check(names: Sequence[str], known: Sequence[str]) -> None:
 
 def go(run: Run, steps: Sequence[Sequence[Phase]], console: Console) -> bool:
     """Measure each phase, and say what is going on; False if the device was lost."""
-    total = sum(2 + len(run.only or WAYS) + GROUPS * len(each) for each in steps)
+    # Steps are timed again when more ways are there, at most three times.
+    total = sum(2 + len(run.only or WAYS) + 3 * len(each) for each in steps)
     with bar(console) as progress:
         task = progress.add_task("", total=total)
 
         def say(what: str) -> None:
-            console.print(f"{run.clock.now:5.0f} s  {what}", markup=False)
+            console.print(f"{run.clock.now:5.0f} s  {what}", markup=False, soft_wrap=True)
             progress.update(task, advance=1, description=what.partition(",")[0])
             run.write()
 

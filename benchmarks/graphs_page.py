@@ -1,4 +1,4 @@
-"""What ``graphs.py`` has found, as tables: latencies, what captures take, and whether goals are met."""
+"""Tables of what ``graphs.py`` has found: latencies, what captures take, which goals are met."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import attrs
 import torch
