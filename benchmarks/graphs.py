@@ -53,7 +53,7 @@ NAME = "Llama 3 8B"
 # Prompts of as many tokens as buckets have, and between them; batches likewise.
 FULL = {
     "prefill": (1, 4, 16, 64, 100, 128, 256, 300, 512, 1024, 1500, 2048, 3000, 4096),
-    "decode": (1, 5, 8, 50, 64),
+    "decode": (1, 5, 8, 18, 64),
 }
 TINY = {"prefill": (1, 3, 4, 20, 24), "decode": (1, 3, 4, 18, 20)}
 PAST, TINY_PAST = 1023, 31
@@ -264,7 +264,9 @@ def main(
     where, console = place(device, simulate), Console(stderr=True, highlight=False)
     known, past = (TINY, TINY_PAST) if tiny else (FULL, PAST)
     steps = [phases(kind, known[kind], past) for kind in kinds]
-    peer, model = prepared(where, layers, SHAPES[NAME][1 + tiny], max(*known["prefill"], past + 1))
+    _, full, small = SHAPES[NAME]
+    longest = max(*known["prefill"], past + 1)
+    peer, model = prepared(where, layers, small if tiny else full, longest)
     about = machine() | {"transformers": transformers.__version__}
     run = Run(peer, model, clock, way or [], output, about, copied(where))
     going = go(run, steps, console)

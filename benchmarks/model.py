@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -128,7 +128,7 @@ class Model:
 
     @classmethod
     def of(cls, theirs: Any, positions: int) -> Model:
-        """With the weights of a model of transformers, most of them not copied."""
+        """With the weights of a model of transformers, which it shares."""
         config, inner = theirs.config, theirs.model
         norms = [layer.input_layernorm.weight for layer in inner.layers[1:]]
         follow = zip(inner.layers, [*norms, inner.norm.weight], strict=True)
@@ -207,7 +207,7 @@ def _layer(theirs: Any, next_norm: Tensor, config: Any) -> Layer:
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     q_norm, k_norm = (getattr(attention, f"{name}_norm", None) for name in "qk")
     return Layer(
-        torch.cat([part.weight for part in parts]),
+        _joined(parts),
         None if q_norm is None else q_norm.weight,
         None if k_norm is None else k_norm.weight,
         attention.o_proj.weight,
@@ -218,7 +218,16 @@ def _layer(theirs: Any, next_norm: Tensor, config: Any) -> Layer:
 
 
 def _dense(mlp: Any) -> MLP:
-    return MLP(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight)
+    return MLP(_joined([mlp.gate_proj, mlp.up_proj]), mlp.down_proj.weight)
+
+
+def _joined(parts: Sequence[Any]) -> Tensor:
+    """The weights of products of the same rows as those of one, of which they become parts."""
+    whole = torch.cat([part.weight for part in parts])
+    views = whole.split([part.weight.shape[0] for part in parts])
+    for part, view in zip(parts, views, strict=True):
+        part.weight = torch.nn.Parameter(view, requires_grad=False)
+    return whole
 
 
 def _experts(mlp: Any, config: Any) -> Experts:

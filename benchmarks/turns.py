@@ -78,6 +78,7 @@ def timed(cell: Cell, calls: dict[str, Call], rounds: int) -> None:
             times = attempt(cell, name, functools.partial(latencies, calls[name]))
             if times is None:
                 del found[name], calls[name]
+                cell.us.pop(name, None)
             else:
                 found[name] += times
     each = {name: Time.of(times) for name, times in found.items()}
@@ -133,9 +134,9 @@ class Turns:
         return {phase: calls[name] for phase, calls in self._calls.items() if name in calls}
 
     def _ready(self, name: str, way: Way) -> None:
-        # What is compiled for any number of tokens is by one in the middle first.
-        middle = self.cells[len(self.cells) // 2]
-        for cell in sorted(self.cells, key=lambda cell: cell is not middle):
+        # What is compiled once for prompts of any length is so by one in the middle.
+        first = self.cells[len(self.cells) // 2 if self.subject.kind == "prefill" else 0]
+        for cell in sorted(self.cells, key=lambda cell: cell is not first):
             call = attempt(cell, name, functools.partial(way.ready, cell.phase))
             if call is not None and self._right(name, way, cell, call):
                 cell.computed[name] = way.bucket(cell.phase)
