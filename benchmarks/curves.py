@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from colours import COLOURS, MARKERS
 from graphs_page import TITLES, Data, kinds, names, of_kind, tokens
@@ -37,12 +37,13 @@ def _panel(axes: Axes, cells: Sequence[Data], over: str | None, every: Sequence[
         _line(axes, cells, name, over, _style(name, every))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    if over:
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(FixedLocator([r for r in RATIOS if low <= r <= high]))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    low, high = axes.get_ylim()
+    ratios = FixedLocator([ratio for ratio in RATIOS if low <= ratio <= high])
+    axes.yaxis.set_major_locator(ratios if over else LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.xaxis.set_major_locator(LogLocator(base=4))
+    for axis in axes.xaxis, axes.yaxis:
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel(f"time / that of {over} without graphs" if over else "ms", fontsize=9)
     axes.set_xlabel("tokens", fontsize=9)
     axes.grid(color="#DDDDDD", linewidth=0.6)

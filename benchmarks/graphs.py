@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from compiling import Clock, Compiled
 from failures import DeviceLost
 from graphs_page import show
 from hal.graphs import ladder
@@ -36,8 +38,6 @@ from subject import Subject
 from timing import copy_time
 from turns import ROUNDS, Cell, Turns
 from ways import (
-    Clock,
-    Compiled,
     Took,
     Way,
     broken,
@@ -164,7 +164,7 @@ class Run:
         }
         return {
             "machine": self.machine,
-            "command": " ".join(sys.argv[1:]),
+            "command": shlex.join(sys.argv[1:]),
             "layers": len(self.model.layers),
             "read": read(self.model),
             "copy": self.copied,
@@ -250,14 +250,14 @@ def main(
     way: Annotated[
         list[str] | None, typer.Option(help=f"Besides the eager ones: {', '.join(WAYS)}.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="When to compile nothing any more.")] = 480,
+    seconds: Annotated[float, typer.Option(help="Compile nothing that might take longer.")] = 440,
     tiny: Annotated[bool, typer.Option(help="A small model, and few tokens.")] = False,
     simulate: Annotated[
         str | None, typer.Option(help="A device on host memory, by its type, such as musa.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write all figures as JSON.")] = None,
 ) -> None:
-    """Print a table, and write the figures; the exit status is 1 where a way of hal's is wrong."""
+    """Time steps in all ways; print tables and write figures. The status is 1 if hal is wrong."""
     kinds, clock = phase or list(FULL), Clock(seconds)
     check(kinds, list(FULL))
     check(way or [], WAYS)
@@ -268,6 +268,7 @@ def main(
     longest = max(*known["prefill"], past + 1)
     peer, model = prepared(where, layers, small if tiny else full, longest)
     about = machine() | {"transformers": transformers.__version__}
+    about |= {"name": f"{where.type}, simulated"} if simulate else {}
     run = Run(peer, model, clock, way or [], output, about, copied(where))
     going = go(run, steps, console)
     show(run.report())

@@ -181,12 +181,13 @@ ABOUT = """\
 Microseconds of a step from the host's sight, from its call until its logits are there: the median
 of rounds in which ways take turns, and in brackets what separates the slow tenth of steps from the
 fast tenth. Prefill is of one sequence without past, decode of as many sequences as tokens, each
-with a past of 1,023. Graphs are captured for the buckets of `hal.graphs.ladder` into which these
-numbers of tokens fall; where that is a larger one, it is in brackets. `hal` and `transformers` are
-without graphs. torch.compile makes prefill once for any number of tokens, and decode for each;
-`one size` is compiled for that number alone. Seconds are those of captures, or of the first calls
-of what is compiled; bytes are by how much the memory that torch reserves has grown. The error is
-that of logits and new keys and values against hal without graphs."""
+with a past of 1,023. `hal` and `transformers` are without graphs. hal's graphs are captured for the
+buckets of `hal.graphs.ladder` into which these numbers of tokens fall; where that is a larger one,
+it is in brackets, and `piecewise` takes one token as two. torch.compile makes prefill once for any
+number of tokens, and decode for each; `one size` is compiled for that number alone. Seconds are
+those of captures, or of the first calls of what is compiled; bytes are by how much the memory that
+torch reserves has grown. The error is that of logits, and of hal's also that of new keys and values
+of the last layer, against hal without graphs."""
 
 
 def graphs_page(run: Data) -> str:
