@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import time
 import types
 from collections.abc import Callable, Sequence
@@ -17,11 +16,12 @@ from failures import synchronize
 from peers import DoesNotFit
 from steps import Call, Phase, whole
 from subject import Subject
-from ways import Took
+from ways import Took, reserved
 
 # Seconds that a compilation of 32 layers may take, before one has shown it, and that must be left
 # to time its steps.
 LONG, REST = 75.0, 40.0
+COUNTED = ("fxgraph_cache_hit", "cudagraph_skips")
 
 
 @attrs.define
@@ -49,17 +49,6 @@ class Clock:
         found = function()
         self.longest = max(self.longest, time.perf_counter() - began)
         return found
-
-
-def reserved(device: torch.device) -> int:
-    """Bytes that torch has of a device, after it gave back what nobody holds."""
-    gc.collect()
-    if device.type == "cpu":
-        return 0
-    module = torch.get_device_module(device)
-    synchronize()
-    module.empty_cache()
-    return module.memory_reserved(device)
 
 
 def _own(function: Any) -> Any:
@@ -109,7 +98,7 @@ class Compiled:
         """
         if phase.tokens not in self.sizes:
             raise DoesNotFit("not compiled for this number of tokens")
-        device, found = self.subject.tokens.device, counters["inductor"]["fxgraph_cache_hit"]
+        device, known = self.subject.tokens.device, dict(counters["inductor"])
         before = reserved(device)
         function = self._step(phase)
 
@@ -130,7 +119,9 @@ class Compiled:
         self._made = True
         self._took.seconds += time.perf_counter() - began
         self._took.bytes += reserved(device) - before
-        self._took.cached += counters["inductor"]["fxgraph_cache_hit"] - found
+        found = {name: counters["inductor"][name] - known.get(name, 0) for name in COUNTED}
+        self._took.cached += found["fxgraph_cache_hit"]
+        self._took.skipped += found["cudagraph_skips"]
         self._took.buckets += (phase.tokens,)
         return run
 

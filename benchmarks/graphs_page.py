@@ -141,7 +141,7 @@ def reasons(run: Data) -> Iterator[str]:
     for cell in run["graphs"]:
         for sort in ("wrong", "refused"):
             for name, reason in cell[sort].items():
-                key = (cell["phase"]["name"], name, reason)
+                key = (cell["phase"]["name"], name, " ".join(reason.split()).rstrip("."))
                 said.setdefault(key, []).append(str(tokens(cell)))
     for (kind, name, reason), counts in said.items():
         yield f"- {kind} of {', '.join(counts)}, {name}: {reason}"
@@ -149,6 +149,8 @@ def reasons(run: Data) -> Iterator[str]:
         for name, one in took.items():
             if one["cached"]:
                 yield f"- {kind}, {name}: torch found {one['cached']} graphs in its cache"
+            if one["skipped"]:
+                yield f"- {kind}, {name}: torch did not capture {one['skipped']} graphs"
 
 
 def show(run: Data) -> None:

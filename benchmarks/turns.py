@@ -16,7 +16,7 @@ from failures import Failures, attempt, synchronize
 from steps import Call, Phase, off
 from subject import Subject
 from timing import Time
-from ways import Graphs, Took, Way
+from ways import Graphs, Took, Way, reserved
 
 ROUNDS = 5
 # Of a way's turn: seconds, and steps at most.
@@ -110,6 +110,7 @@ class Turns:
     def add(self, ways: Mapping[str, Callable[[], Way]]) -> None:
         """Make ways, and their steps ready."""
         for name, make in ways.items():
+            reserved(self.subject.tokens.device)  # What is given back later is not taken now.
             began, failures = time.perf_counter(), Failures()
             way = attempt(failures, name, make)
             if way is None:
@@ -154,9 +155,8 @@ class Turns:
             return False
         got = Want(logits, self.subject.stored(step).clone())
         want = self._wants.setdefault(cell.phase, got)
-        error = off(got.logits, want.logits)
-        error = max(error, off(got.stored, want.stored)) if ours else error
-        cell.errors[name] = error
+        errors = [off(got.logits, want.logits), off(got.stored, want.stored)][: 1 + ours]
+        cell.errors[name] = error = math.nan if any(map(math.isnan, errors)) else max(errors)
         if not error <= limit(way, name, cell, self.layers):
             cell.wrong[name] = f"its logits, or what it stores, are off by {error:.1e}"
         return name not in cell.wrong

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
+import torch
 
 import hal
 from failures import synchronize
@@ -29,6 +31,7 @@ class Took:
         buckets: The numbers of tokens that it is ready for.
         graphs: How many graphs hal has for them.
         cached: How many graphs torch found compiled on the disk.
+        skipped: How many it did not capture although it was to.
     """
 
     seconds: float = 0.0
@@ -36,6 +39,18 @@ class Took:
     buckets: tuple[int, ...] = ()
     graphs: int = 0
     cached: int = 0
+    skipped: int = 0
+
+
+def reserved(device: torch.device) -> int:
+    """Bytes that torch has of a device, after it gave back what nobody holds."""
+    gc.collect()
+    if device.type == "cpu":
+        return 0
+    module = torch.get_device_module(device)
+    synchronize()
+    module.empty_cache()
+    return module.memory_reserved(device)
 
 
 class Way(Protocol):
