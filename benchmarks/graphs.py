@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from compiling import Clock, Compiled
 from failures import DeviceLost, Failures, attempt
-from graphs_page import show
+from graphs_page import ORDER, show
 from hal.graphs import ladder
 from machine import machine
 from model import Model, read
@@ -63,11 +63,9 @@ FEW_ROUNDS = 2
 """Before the last ways are there."""
 COPIED = 4_000_000_000
 """Bytes read and written by the copy that tells what the memory can do."""
-WAYS = (
-    *("hal capture", "hal breakable", "hal piecewise", "hal piecewise inductor"),
-    *("transformers compile", "transformers reduce-overhead"),
-    "transformers reduce-overhead, one size",
-)
+WAYS = tuple(name for name in ORDER if name not in ("hal", "transformers"))
+# Graphs of a simulated device see nothing of the code that Inductor makes.
+SIMULATED = ("hal capture", "hal breakable", "hal piecewise")
 
 
 def phases(kind: str, counts: Sequence[int], past: int) -> list[Phase]:
@@ -114,7 +112,7 @@ class Run:
     """What is timed, and all that has been found until now.
 
     Attributes:
-        only: The ways besides those as they are written; empty for all.
+        only: The ways besides those as they are written.
         output: Where it goes as JSON.
         machine: What the figures belong to.
         copied: Bytes that a copy reads and writes in a second, where that could be timed.
@@ -224,7 +222,7 @@ def check(names: Sequence[str], known: Sequence[str]) -> None:
 def go(run: Run, steps: Sequence[Sequence[Phase]], console: Console) -> bool:
     """Measure each phase, and say what is going on; False if the device was lost."""
     # Steps are timed again when more ways are there, at most three times.
-    total = sum(2 + len(run.only or WAYS) + 3 * len(each) for each in steps)
+    total = sum(2 + len(run.only) + 3 * len(each) for each in steps)
     with bar(console) as progress:
         task = progress.add_task("", total=total)
 
@@ -249,7 +247,8 @@ def main(
     layers: Annotated[int, typer.Option(help="How many; the model has 32.")] = 32,
     phase: Annotated[list[str] | None, typer.Option(help="prefill or decode; or both.")] = None,
     way: Annotated[
-        list[str] | None, typer.Option(help=f"Besides the eager ones: {', '.join(WAYS)}.")
+        list[str] | None,
+        typer.Option(help=f"Besides hal and transformers as they are written: {'; '.join(WAYS)}."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Compile nothing that might take longer.")] = 440,
     tiny: Annotated[bool, typer.Option(help="A small model, and few tokens.")] = False,
@@ -262,6 +261,7 @@ def main(
     kinds, clock = phase or list(FULL), Clock(seconds)
     check(kinds, list(FULL))
     check(way or [], WAYS)
+    only = way or (SIMULATED if simulate else WAYS)
     where, console = place(device, simulate), Console(stderr=True, highlight=False)
     known, past = (TINY, TINY_PAST) if tiny else (FULL, PAST)
     steps = [phases(kind, known[kind], past) for kind in kinds]
@@ -270,7 +270,7 @@ def main(
     peer, model = prepared(where, layers, small if tiny else full, longest)
     about = machine() | {"transformers": transformers.__version__}
     about |= {"name": f"{where.type}, simulated"} if simulate else {}
-    run = Run(peer, model, clock, way or [], output, about, copied(where))
+    run = Run(peer, model, clock, only, output, about, copied(where))
     going = go(run, steps, console)
     show(run.report())
     raise typer.Exit(int(run.red or not going))

@@ -15,6 +15,7 @@ Data = Mapping[str, Any]
 
 OURS = ("hal capture", "hal breakable", "hal piecewise", "hal piecewise inductor")
 REDUCED = ("transformers reduce-overhead", "transformers reduce-overhead, one size")
+ORDER = ("hal", *OURS, "transformers", "transformers compile", *REDUCED)
 FEW = 128
 TIE = 1.02
 """Within this factor of each other two times are the same."""
@@ -29,7 +30,8 @@ def tokens(cell: Data) -> int:
 
 def names(cells: Sequence[Data]) -> list[str]:
     """The ways of which there is something to say."""
-    return list(dict.fromkeys(n for cell in cells for n in (*cell["us"], *cell["wrong"])))
+    found = {name for cell in cells for name in (*cell["us"], *cell["wrong"])}
+    return [name for name in ORDER if name in found]
 
 
 def of_kind(run: Data, kind: str) -> list[Data]:
@@ -46,7 +48,9 @@ def figure(cell: Data, name: str) -> str:
     """Microseconds, in brackets their spread."""
     if name in cell["us"]:
         return f"{cell['us'][name]:.0f} ({cell['spread'][name]:.0f})"
-    return "wrong" if name in cell["wrong"] else "-"
+    if name not in cell["wrong"]:
+        return "-"
+    return "wrong" if name in cell["errors"] else "failed"
 
 
 def label(cell: Data) -> str:
@@ -64,7 +68,8 @@ def latencies(cells: Sequence[Data]) -> tuple[list[str], list[list[str]]]:
 def makings(run: Data, kind: str) -> tuple[list[str], list[list[str]]]:
     """A head, and a line for each way that has to be made ready."""
     found: list[list[str]] = []
-    for name, took in run["took"].get(kind, {}).items():
+    ways = run["took"].get(kind, {})
+    for name, took in ((name, ways[name]) for name in ORDER if name in ways):
         errors = [c["errors"][name] for c in of_kind(run, kind) if name in c["errors"]]
         worst = f"{max(errors):.1e}" if errors else "-"
         count = len(took["buckets"])

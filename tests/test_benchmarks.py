@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-import curves
 import graphs_page
 import hal
 import models
@@ -263,8 +262,11 @@ def test_of_two_runs_the_last_with_a_phase_counts() -> None:
 
 
 def test_a_picture_has_a_line_for_each_way() -> None:
+    pytest.importorskip("matplotlib")
+    from curves import curves
+
     times = {"hal": 2.0, "hal capture": 1.0}
-    figure = curves.curves(graphed(step("prefill", 1, times), step("decode", 4, times)))
+    figure = curves(graphed(step("prefill", 1, times), step("decode", 4, times)))
     lines = [[line.get_label() for line in axes.get_lines()] for axes in figure.axes]
     assert lines == [["hal", "hal capture"]] * 4
 
