@@ -1,7 +1,7 @@
 """Time steps of a model of Llama 3 8B's shape: from graphs in hal's ways, eager, and compiled.
 
-    python benchmarks/graphs.py --output graphs.json                          # in 480 s
-    python benchmarks/graphs.py --phase decode --way "hal capture" --output decode.json
+    python benchmarks/graphs.py --phase prefill --output prefill.json         # in 480 s
+    python benchmarks/graphs.py --phase decode --output decode.json           # in 480 s
     python benchmarks/graphs.py --simulate musa --tiny                        # without a device
 
 The weights are random. Prefill is of one sequence without past, decode of sequences with past. A
@@ -145,10 +145,8 @@ class Run:
 
     def wanted(self, found: Iterator[Ways]) -> list[Ways]:
         """Those of the groups of ways that were asked for; one at least, to be timed."""
-        asked = [
-            {n: w for n, w in each.items() if not self.only or n in self.only} for each in found
-        ]
-        return [each for each in asked if each] or [{}]
+        some = [{name: each[name] for name in each if name in self.only} for each in found]
+        return [each for each in some if each] or [{}]
 
     @property
     def red(self) -> bool:

@@ -133,8 +133,8 @@ def floor(run: Data) -> Iterator[str]:
     for cell in one if run["copy"] else []:
         least = run["read"] / run["copy"] * 1e6
         yield (
-            f"A step reads {run['read'] / 1e9:.2f} GB of weights, and a copy of 4 GB read and "
-            f"wrote {run['copy'] / 1e12:.2f} TB/s: {least:.0f} µs at least. hal without graphs "
+            f"A step reads {run['read'] / 1e9:.2f} GB of weights, and a copy reads and writes "
+            f"{run['copy'] / 1e12:.2f} TB/s: {least:.0f} µs at least. hal without graphs "
             f"takes {cell['us']['hal']:.0f} µs for one token, so nothing that reads all weights "
             f"can be more than {cell['us']['hal'] / least:.2f} times as fast."
         )

@@ -247,7 +247,7 @@ def test_goals_are_met_or_not_as_the_figures_say() -> None:
     said = graphs_page.graphs_page(graphs_page.merged([run]))
     assert "| 100 (as 112) | 1800 (0) |" in said
     assert "| hal capture | 3.0 | 8 | 2 | 4.0 | 1.50 | 2 | 0.0e+00 |" in said
-    assert "read and wrote 4.00 TB/s: 1000 µs at least. hal without graphs takes 1800 µs" in said
+    assert "reads and writes 4.00 TB/s: 1000 µs at least. hal without graphs takes 1800 µs" in said
     assert f"- prefill of 4096, {TIED}: 1 s were left." in said
     assert "- decode, hal capture: torch found 1 graphs in its cache." in said
 

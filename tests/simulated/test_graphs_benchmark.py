@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from rich.console import Console
 from torch import Tensor
+from typer.testing import CliRunner
 
 import graphs
+import turns as turns_of
 import ways
 from compiling import Clock
+from failures import DeviceLost
 from hal.testing.simulated import simulate
 from model import Model
 from peers import DoesNotFit
@@ -139,3 +145,33 @@ def test_without_a_device_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="torch finds no device"):
         graphs.place("cuda", None)
+
+
+def lost(turns: Turns, rounds: int) -> None:
+    raise DeviceLost("an illegal address")
+
+
+def test_a_lost_device_ends_a_run_with_what_there_is(peer: Any, tmp_path: Path) -> None:
+    output, shown = tmp_path / "graphs.json", io.StringIO()
+    run = graphs.Run(peer, Model.of(peer, 32), Clock(60), [], output, {})
+    some = graphs.phases("decode", (1,), graphs.TINY_PAST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns_of.Turns, "time", lost)
+        assert not graphs.go(run, [some], Console(file=shown))
+    assert "the device is lost: an illegal address" in shown.getvalue()
+    (cell,) = json.loads(output.read_text())["graphs"]
+    assert set(cell["computed"]) == {"hal", "transformers"}
+
+
+def test_the_command_prints_tables(tmp_path: Path) -> None:
+    app, output = typer.Typer(), tmp_path / "graphs.json"
+    app.command()(graphs.main)
+    given = ["--simulate", "musa", "--tiny", "--layers", "1", "--phase", "decode"]
+    said = CliRunner().invoke(app, [*given, "--way", "hal capture", "--output", str(output)])
+    assert said.exit_code == 0, said.output
+    for part in ("decode: hal capture: 5 of 5 steps ready", "18 (as 20)", "not measured"):
+        assert part in said.output
+    assert len(json.loads(output.read_text())["graphs"]) == 5
+    said = CliRunner().invoke(app, [*given, "--way", "hal"])
+    assert said.exit_code == 2
+    assert "'hal' is none of" in said.output
