@@ -166,7 +166,7 @@ def show(run: Data) -> None:
     for title, (head, lines) in [*parts, ("Goals", goals(run))]:
         shown = Table(*(Column(name) for name in head), title=title)
         for line in lines:
-            shown.add_row(*line)
+            shown.add_row(*(cell.replace("**", "") for cell in line))
         console.print(shown)
     for said in (*floor(run), *reasons(run)):
         console.print(said, markup=False)
