@@ -13,9 +13,7 @@ The exit status is 1 where something of hal's is not right.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +33,7 @@ from hal.testing.checks import Effort
 from hal.testing.outcome import Status
 from hal.testing.questions import questions, where
 from hal.testing.run import answer
+from machine import machine
 from measure import AUTO, Row, measured, release
 from peers import peers
 from summary import HEAD, by_op, lines, totals
@@ -58,20 +57,6 @@ def red(op: str, backend: str, tries: int) -> tuple[str, bool]:
             absent = cell.status is Status.NOT_APPLICABLE
             return f"{cell.check}: {cell.reason or cell.status.value}", not absent
     return ("", False) if asked else ("is not offered", False)
-
-
-def machine() -> dict[str, str]:
-    """What the figures belong to."""
-    query = "name,driver_version,clocks.sm,clocks.mem,power.draw"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    facts = dict(zip(query.split(","), said.stdout.split("\n")[0].split(", "), strict=False))
-    found = {"torch": str(torch.__version__), "hal": hal.__version__}
-    if importlib.util.find_spec("triton"):
-        import triton
-
-        found["triton"] = triton.__version__
-    return facts | found | {"cuda": str(torch.version.cuda)}
 
 
 def wanted(family: str, ops: Sequence[str], quick: bool) -> Iterator[Case]:
