@@ -225,7 +225,7 @@ def sample(
 def _sample_short(
     rows: int, columns: int, stride: int, kinds: tuple[bool, bool], numbers: tuple[int, ...]
 ) -> Run:
-    grid, *shape, num_warps = whole(rows, columns, PART)
+    grid, *shape, num_warps = whole(rows, max(columns, 4), PART)
     constants = *kinds, *shape, unit(columns, stride)
     return kernels.sample_rows.bind(grid, (rows, columns, stride, *numbers), constants, num_warps)
 

@@ -23,12 +23,20 @@ from hal_triton.kernels.limits import (
     keys_at,
     leading_of,
     left_of,
+    mass_of,
     search,
     within,
 )
-from hal_triton.kernels.noise import NEVER, exponential, score
+from hal_triton.kernels.noise import NEAR, score, stream_of, word_of_each, words_of_fours
 from hal_triton.kernels.parameters import word_of
-from hal_triton.kernels.parts import best_of, drawn, part_of, peak_of, places_of, surveyed
+from hal_triton.kernels.parts import (
+    best_of,
+    drawn,
+    part_of,
+    peak_of,
+    places_of,
+    surveyed,
+)
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
@@ -78,13 +86,14 @@ def sample_rows(
         key, column, row, columns, top_k, k_stride, k_high, k_number,
         top_p, p_stride, p_number, min_p, m_stride, m_number, LIMITED, MIN_P,
     )  # fmt: skip
-    noise = exponential(
-        column, row[:, None], seed, seed_stride, seed_number, offset, offset_stride, offset_number
+    c0, c1, k0, k1 = stream_of(
+        row[:, None], seed, seed_stride, seed_number, offset, offset_stride, offset_number
     )
-    scores = tl.where(kept & (key > 0), score(key, noise), NEVER)
-    best = tl.max(scores, 1)
-    token = tl.min(tl.where(scores == best[:, None], column, ALL), 1)
-    tl.store(out + row, tl.where(best == NEVER, 0, token), valid)
+    word = words_of_fours(tl.arange(0, BLOCK // 4)[None, :], c0, c1, k0, k1)
+    scores = score(mass_of(key, kept), word, True)
+    # Without any token to draw it is the first of those that score 0.
+    token = tl.min(tl.where(scores == tl.max(scores, 1)[:, None], column, ALL), 1)
+    tl.store(out + row, token, valid)
 
 
 @launcher
@@ -156,39 +165,74 @@ def collect(
             tl.store(start + room + place, column, listed)
     if DRAWS:  # Nothing is compiled without it.
         if whole:
-            floor = row * 0 + 1
+            c0, c1, k0, k1 = stream_of(
+                row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
+            )
+            line, first = probs + source.to(tl.int64) * (stride // UNIT * UNIT), part * TILE
+            best, token = row * 0.0, row * 0
             if MIN_P:
                 peak = peak_of(peaks, parts, PARTS)
                 floor = tl.maximum(floor_of(row, peak, min_p, m_stride, m_number), 1)
-            best = tl.full((BLOCK,), NEVER, tl.int32)
-            token = tl.zeros((BLOCK,), tl.int32)
-            for piece in tl.static_range(TILE // BLOCK):
-                first = part * TILE + piece * BLOCK
-                key, column = part_of(probs, source, stride, first, columns, False, BLOCK, UNIT)
-                # With a floor few pieces have any.
-                if TILE == BLOCK or tl.max(key, 0) >= floor:
-                    best, token = _better(
-                        best, token, key >= floor, key, column, row, seed, seed_stride, seed_number,
-                        offset, offset_stride, offset_number,
+                if tl.load(peaks + part) >= floor:  # Few parts have any.
+                    best, token = _best_of_part(
+                        line, first, columns, floor, c0, c1, k0, k1,
+                        True, TILE, BLOCK, UNIT,
                     )  # fmt: skip
-            most_scored = tl.max(best, 0)
-            tl.store(draws + part, most_scored)
-            first_token = tl.min(tl.where(best == most_scored, token, ALL), 0)
-            tl.store(draws + parts + part, first_token)
+            else:
+                best, token = _best_of_part(
+                    line, first, columns, 1, c0, c1, k0, k1, False, TILE, BLOCK, UNIT
+                )
+                p = tl.load(line + token).to(tl.float32)
+                # Else no score of another, be it too much, is above this one, which is right.
+                if best * NEAR < p:
+                    best, token = _best_of_part(
+                        line, first, columns, 1, c0, c1, k0, k1, True, TILE, BLOCK, UNIT
+                    )
+            tl.store(draws + part, best.to(tl.int32, bitcast=True))
+            tl.store(draws + parts + part, token)
 
 
 @triton.jit
-def _better(
-    best, token, kept, key, column, row, seed, seed_stride, seed_number,
-    offset, offset_stride, offset_number,
+def _best_of_part(
+    line, start, columns, floor, c0, c1, k0, k1,
+    EXACT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
+    """The best score of a part of a row and its token; 0 and 0 without any to draw."""
+    best, token = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+    if EXACT:  # It is rare, so that it should take little room.
+        for first in range(start, start + TILE, BLOCK):
+            best, token = _better_of(
+                best, token, line, first, columns, floor, c0, c1, k0, k1, True, BLOCK, UNIT
+            )
+    else:
+        for piece in tl.static_range(TILE // BLOCK):
+            first = start + piece * BLOCK
+            best, token = _better_of(
+                best, token, line, first, columns, floor, c0, c1, k0, k1, False, BLOCK, UNIT
+            )
+    return tl.max(best, 0), best_of(best, token)
+
+
+@triton.jit
+def _better_of(
+    best, token, line, first, columns, floor, c0, c1, k0, k1,
+    EXACT: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """The best scores so far and their tokens, with those of the tokens from a first on."""
+    column = first + tl.arange(0, BLOCK)
+    p = tl.load(line + column, column < columns // UNIT * UNIT, 0.0).to(tl.float32)
+    if EXACT:
+        p = mass_of(key_of(p, False), key_of(p, False) >= floor)
+    word = words_of_fours(first // 4 + tl.arange(0, BLOCK // 4), c0, c1, k0, k1)
+    return _better(best, token, score(p, word, EXACT), column)
+
+
+@triton.jit
+def _better(best, token, scores, column):
     """The best scores so far and their tokens, with those of more tokens."""
-    noise = exponential(
-        column, row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
-    )
-    scores = tl.where(kept, score(key, noise), NEVER)
-    # An equal score of a later token is not better.
-    return tl.maximum(scores, best), tl.where(scores > best, column, token)
+    # An equal score of a later token is not better, and that of NaN never is.
+    better = scores > best
+    return tl.where(better, scores, best), tl.where(better, column, token)
 
 
 @triton.jit
@@ -199,7 +243,10 @@ def _drawn(
     """The token of one row within limits, as ``search`` takes it, not below a floor."""
     last, end, _ = search(source, columns, size, low, high, left, count, mass, most, limit, BLOCK)
     floor = tl.maximum(floor, last)
-    best = tl.full((BLOCK,), NEVER, tl.int32)
+    c0, c1, k0, k1 = stream_of(
+        row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
+    )
+    best = tl.zeros((BLOCK,), tl.float32)
     token = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, size, BLOCK):
         place = first + tl.arange(0, BLOCK)
@@ -209,10 +256,8 @@ def _drawn(
             column = tl.load(columns + place, place < size, 0)
         kept = (key >= floor) & within(key, column, last, end)
         if tl.max(kept.to(tl.int32), 0) > 0:
-            best, token = _better(
-                best, token, kept, key, column, row, seed, seed_stride, seed_number,
-                offset, offset_stride, offset_number,
-            )  # fmt: skip
+            scores = score(mass_of(key, kept), word_of_each(column, c0, c1, k0, k1), True)
+            best, token = _better(best, token, scores, column)
     return best_of(best, token)
 
 
