@@ -67,9 +67,9 @@ NEAR: tl.constexpr = tl.constexpr(2.1434e-09)
 
 @triton.jit
 def score(p, word, EXACT: tl.constexpr):
-    """p over the exponential variate of a word, times 2**27; 0 or below or NaN as p is.
+    """A probability over the variate of a word, times 2**27; 0 or below or NaN as that is.
 
-    With that factor no score is less than 2**-126, and none of a p below 2**68 overflows. Unless
+    With that factor no score is less than 2**-126, and none of one below 2**68 overflows. Unless
     it is to be EXACT, it is so only for variates up to 2**27 * NEAR; beyond it is too much.
     """
     uniform = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
@@ -79,7 +79,7 @@ def score(p, word, EXACT: tl.constexpr):
         variate = tl.where(uniform > 0.25, tl.log2(left) * -5.164348934292386e-09, variate)
     # A device has an instruction for one over a root, but not for a division.
     root = tl.rsqrt(variate)
-    return p * root * root
+    return p * (root * root)
 
 
 @triton.jit
