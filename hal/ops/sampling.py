@@ -197,7 +197,7 @@ def sample(
     back to the host, so a captured graph may advance the tensors itself.
 
     Args:
-        probs: [probability rows, vocab], floating point, at least one column.
+        probs: [probability rows, vocab], floating point, at most 2**68, at least one column.
         top_k: One number, or int32 or int64 of shape [] or [rows]; 0 or below, or vocab or above,
             is no limit, as is None.
         top_p: One number, or floating point of shape [] or [rows]; 1 or above is no limit, as is

@@ -38,6 +38,8 @@ def probs() -> Tensor:
         {"top_p": math.nan},
         {"top_p": torch.tensor([0.2, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5])},
         {"top_p": 0.4, "top_k": 30},
+        {"top_k": 1},
+        {"top_p": 0.4, "min_p": torch.full((7,), math.nan)},
         {"min_p": 0.02},
         {},
     ],

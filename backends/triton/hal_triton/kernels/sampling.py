@@ -1,8 +1,8 @@
 """Draws: from rows that a program holds, or in steps from parts of rows.
 
 Of a long row with limits, after the parts' counts, all tokens are listed above the pivot that the
-limits end at. In the list, or if it has no room for them in the row itself, a program finds the end
-and draws. A row that the limits leave whole is drawn from in parts.
+limits end at. From the list, or if it has no room for them from the row itself, a program draws. A
+row that the limits leave whole is drawn from in parts.
 
 Where only a mass limits, a row is drawn from as if it were whole first. If that token is one that
 is kept, it is the best of those, and nothing is searched: with a top_p of 0.9 it is one in nine of
@@ -24,7 +24,7 @@ from hal_triton.kernels.limits import (
     leading_of,
     left_of,
     mass_of,
-    search,
+    passes,
     within,
 )
 from hal_triton.kernels.noise import NEAR, score, stream_of, word_of_each, words_of_fours
@@ -237,28 +237,55 @@ def _better(best, token, scores, column):
 
 @triton.jit
 def _drawn(
-    source, columns, size, low, high, left, count, mass, most, limit, floor, row,
+    source, columns, size, line, last, end, most, limit, floor, row,
     seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The token of one row within limits, as ``search`` takes it, not below a floor."""
-    last, end, _ = search(source, columns, size, low, high, left, count, mass, most, limit, BLOCK)
-    floor = tl.maximum(floor, last)
+    """The token of one row, up to a key and a column, from all its keys or a list of those wanted.
+
+    One is drawn as if it had no limits, and what precedes it is counted. If that is too much, none
+    that it precedes is kept either, and another is drawn of those before it. Each time a part of
+    the mass is left out, so that it is over after a few, where a search for the end takes many.
+    """
     c0, c1, k0, k1 = stream_of(
         row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
     )
-    best = tl.zeros((BLOCK,), tl.float32)
-    token = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, size, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        key = keys_at(source, place, size)
-        column = place
-        if columns is not None:
-            column = tl.load(columns + place, place < size, 0)
-        kept = (key >= floor) & within(key, column, last, end)
-        if tl.max(kept.to(tl.int32), 0) > 0:
-            scores = score(mass_of(key, kept), word_of_each(column, c0, c1, k0, k1), True)
-            best, token = _better(best, token, scores, column)
-    return best_of(best, token)
+    some = tl.arange(0, BLOCK)
+    token, going = row * 0, row >= 0
+    while going:
+        best, tokens = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+        for first in range(0, size, BLOCK):
+            key, column = _listed(source, columns, first + some, size)
+            left = (key >= floor) & within(key, column, last, end)
+            if columns is None:
+                if tl.max(left.to(tl.int32), 0) > 0:
+                    word = words_of_fours(first // 4 + tl.arange(0, BLOCK // 4), c0, c1, k0, k1)
+                    scores = score(mass_of(key, left), word, True)
+                    best, tokens = _better(best, tokens, scores, column)
+            else:
+                word = word_of_each(column, c0, c1, k0, k1)
+                scores = score(mass_of(key, left), word, True)
+                best, tokens = _better(best, tokens, scores, column)
+        token = best_of(best, tokens)
+        last, end = key_of(tl.load(line + token), False), token - 1
+        counts, masses = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.float32)
+        for first in range(0, size, BLOCK):
+            key, column = _listed(source, columns, first + some, size)
+            before = within(key, column, last, end)
+            counts += before.to(tl.int32)
+            masses += mass_of(key, before)
+        count, mass = tl.sum(counts, 0), tl.sum(masses, 0)
+        # The first token is kept whatever the limits, and a floor of NaN leaves none.
+        going = (count > 0) & (tl.max(best, 0) > 0) & ~passes(count, mass, most, limit)
+    return token
+
+
+@triton.jit
+def _listed(source, columns, place, size):
+    """Keys and columns at some places of a list, or of a row that has no list."""
+    column = place
+    if columns is not None:
+        column = tl.load(columns + place, place < size, 0)
+    return keys_at(source, place, size), column
 
 
 @launcher
@@ -313,24 +340,26 @@ def choose(
         )  # fmt: skip
         n, m = surveyed(counts, masses, parts, PARTS)
         peak = peak_of(peaks, parts, PARTS)
-        index, low, high, left, count, mass = bracket(n, m, peak, most, limit)
+        index, low, _, left, _, _ = bracket(n, m, peak, most, limit)
         whole = index == PIVOTS
         if index < PIVOTS:
-            floor = row * 0 + 1
+            floor = tl.maximum(low, 1)
             if MIN_P:
-                floor = tl.maximum(floor_of(row, peak, min_p, m_stride, m_number), 1)
+                floor = tl.maximum(floor_of(row, peak, min_p, m_stride, m_number), floor)
+            line = probs + word_of(indices, row, index_stride, row).to(tl.int64) * stride
+            last, end = row * 0, row * 0 + ALL
+            if DRAWN:  # What precedes that token is too much.
+                end = tl.load(ends) - 1
+                last = key_of(tl.load(line + end + 1), False)
             if left <= room:
                 token = _drawn(
-                    start, start + room, left, low, high, left, count, mass, most, limit, floor,
-                    row, seed, seed_stride, seed_number, offset, offset_stride, offset_number,
-                    BLOCK,
+                    start, start + room, left, line, last, end, most, limit, floor, row,
+                    seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK,
                 )  # fmt: skip
             else:
-                source = word_of(indices, row, index_stride, row).to(tl.int64)
                 token = _drawn(
-                    probs + source * stride, None, columns, low, high, left, count, mass, most,
-                    limit, floor, row, seed, seed_stride, seed_number,
-                    offset, offset_stride, offset_number, BLOCK,
+                    line, None, columns, line, last, end, most, limit, floor, row,
+                    seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK,
                 )  # fmt: skip
     if whole:
         token = drawn(draws, parts, PARTS)
