@@ -102,6 +102,6 @@ def test_four_tokens_that_a_thread_draws_from_share_a_call() -> None:
     code = compiled(Launch(collect, "collect", *given))
     # A call for each piece and one in a loop over them, of twenty multiplications each.
     assert code.count(r"IMAD\.(WIDE|HI)\.U32") < 6 * 20
-    # Two reductions of each pass, and nothing that moves words to where the probabilities are.
-    assert code.count("STS") <= 4
+    # Those of the reductions; words that move to where probabilities are would take one a call.
+    assert code.count("STS") <= 8
     assert code.wide == 5
