@@ -52,6 +52,13 @@ def _heads(most: int) -> Iterator[Config]:
             yield tokens, heads, warps
 
 
+def _pieces() -> Iterator[Config]:
+    """Columns of a part and of its pieces, and warps, with four or eight columns to a thread."""
+    for part, warps, each in itertools.product((1024, 4096, 8192), (4, 8), (4, 8)):
+        if warps * 32 * each <= part:
+            yield part, warps * 32 * each, warps
+
+
 TUNABLE = {
     "gate": Tunable(("activation",), tuple(_tiles(8, 16))),
     "sum": Tunable(("router",), tuple(_tiles(2, 8))),
@@ -63,6 +70,10 @@ TUNABLE = {
     "groups": Tunable(("quant", "fused quant"), tuple(_tiles(8, 32))),
     "route": Tunable(
         ("router",), tuple((rows, warps) for rows in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8))
+    ),
+    "draw": Tunable(("sampling",), tuple(_pieces())),
+    "search": Tunable(
+        ("sampling",), tuple(itertools.product((1024, 2048, 4096, 8192), (4, 8, 16)))
     ),
     **{
         f"product {kind}": Tunable(("gemv", "matmul"), near=neighbours.products)

@@ -89,3 +89,19 @@ def test_a_spill_and_narrow_accesses_are_seen() -> None:
     assert narrow.wide == 0
     crowded = compiled(Launch(*given, (0, 1, 8192, 16), (("num_warps", 1), ("num_stages", 3))))
     assert crowded.spilled > 0
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_four_tokens_that_a_thread_draws_from_share_a_call() -> None:
+    from hal_triton.kernels.sampling import collect
+
+    pointers = "i32", "fp32", "i32", "i32", "i32", "i32", "i32", "i32"
+    # Of 256 threads each has four columns of a piece, of which there are four in a part.
+    constants = False, False, True, False, 64, 4096, 1024, 16
+    given = pointers, constants, (("num_warps", 8), ("num_stages", 3))
+    code = compiled(Launch(collect, "collect", *given))
+    # A call for each piece and one in a loop over them, of twenty multiplications each.
+    assert code.count(r"IMAD\.(WIDE|HI)\.U32") < 6 * 20
+    # Those of the reductions; words that move to where probabilities are would take one a call.
+    assert code.count("STS") <= 8
+    assert code.wide == 5
