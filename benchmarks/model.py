@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -25,8 +25,7 @@ def product(x: Tensor, weight: Tensor, activation: str | None = None) -> Tensor:
     return y if activation is None else hal.ops.silu_and_mul(y)
 
 
-@attrs.frozen(eq=False)
-class Step:
+class Step(NamedTuple):
     """New tokens of sequences of equal length, and where they belong.
 
     Attributes:
@@ -36,6 +35,7 @@ class Step:
         table: [sequences, pages] int32.
         lens: [sequences] int32, new tokens included.
         starts: [sequences + 1] int32, where the new tokens of each sequence begin.
+        last: [sequences] int64, the tokens whose logits are wanted.
         new: How many new tokens a sequence has.
         keys: How many tokens it has in all.
     """
@@ -46,6 +46,7 @@ class Step:
     table: Tensor
     lens: Tensor
     starts: Tensor
+    last: Tensor
     new: int
     keys: int
 
@@ -55,21 +56,18 @@ class Step:
         (count, new), device = tokens.shape, tokens.device
         at = torch.arange(past, past + new, device=device)
         slots = table[:, at // PAGE].long() * PAGE + at % PAGE
+        starts = torch.arange(count + 1, dtype=torch.int32, device=device) * new
         return cls(
             tokens.flatten(),
             at.repeat(count),
             slots.flatten(),
             table,
             torch.full((count,), past + new, dtype=torch.int32, device=device),
-            torch.arange(count + 1, dtype=torch.int32, device=device) * new,
+            starts,
+            starts[1:].long() - 1,
             new,
             past + new,
         )
-
-    @property
-    def last(self) -> Tensor:
-        """[sequences] int64: the tokens whose logits are wanted."""
-        return self.starts[1:].long() - 1
 
 
 @attrs.frozen(eq=False)
@@ -130,7 +128,7 @@ class Model:
 
     @classmethod
     def of(cls, theirs: Any, positions: int) -> Model:
-        """With the weights of a model of transformers, most of them not copied."""
+        """With the weights of a model of transformers, which it shares."""
         config, inner = theirs.config, theirs.model
         norms = [layer.input_layernorm.weight for layer in inner.layers[1:]]
         follow = zip(inner.layers, [*norms, inner.norm.weight], strict=True)
@@ -188,6 +186,14 @@ class Model:
         return parts
 
 
+def read(model: Model) -> int:
+    """Bytes of the weights that a step of a dense model reads: all but those of other tokens."""
+    mlps = [layer.mlp for layer in model.layers]
+    inner = [w for mlp in mlps if isinstance(mlp, MLP) for w in (mlp.gate_up, mlp.down)]
+    outer = [w for layer in model.layers for w in (layer.qkv, layer.o)]
+    return sum(w.numel() * w.itemsize for w in (*inner, *outer, model.head))
+
+
 def _rotary(module: Any, positions: int, device: torch.device) -> Tensor:
     """[positions, head_dim] float32: cosines, then sines, as a module has them."""
     at = torch.arange(positions, device=device)[None]
@@ -201,7 +207,7 @@ def _layer(theirs: Any, next_norm: Tensor, config: Any) -> Layer:
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     q_norm, k_norm = (getattr(attention, f"{name}_norm", None) for name in "qk")
     return Layer(
-        torch.cat([part.weight for part in parts]),
+        _joined(parts),
         None if q_norm is None else q_norm.weight,
         None if k_norm is None else k_norm.weight,
         attention.o_proj.weight,
@@ -212,7 +218,16 @@ def _layer(theirs: Any, next_norm: Tensor, config: Any) -> Layer:
 
 
 def _dense(mlp: Any) -> MLP:
-    return MLP(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), mlp.down_proj.weight)
+    return MLP(_joined([mlp.gate_proj, mlp.up_proj]), mlp.down_proj.weight)
+
+
+def _joined(parts: Sequence[Any]) -> Tensor:
+    """The weights of products of the same rows as those of one, of which they become parts."""
+    whole = torch.cat([part.weight for part in parts])
+    views = whole.split([part.weight.shape[0] for part in parts])
+    for part, view in zip(parts, views, strict=True):
+        part.weight = torch.nn.Parameter(view, requires_grad=False)
+    return whole
 
 
 def _experts(mlp: Any, config: Any) -> Experts:

@@ -117,16 +117,20 @@ def models_page(run: Mapping[str, Any]) -> str:
     return "\n\n".join(["# Models", about, command, table(head, found), *reasons]) + "\n"
 
 
-def index(
-    families: Mapping[str, tuple[Sequence[Data], Mapping[str, Any]]], more: Sequence[str] = ()
-) -> str:
-    """The page that leads to the others, ``more`` of them that are not of families."""
+def index(families: Mapping[str, tuple[Sequence[Data], Mapping[str, Any]]]) -> str:
+    """The page that leads to those of families."""
     found = [
         (f"[{title(family)}]({slug(family)}.md)", *line)
         for family, (rows, _) in families.items()
         for line in totals(rows)
     ]
     machines = dict.fromkeys(versions(run["machine"]) for _, run in families.values())
-    others = [f"- [{name.capitalize()}]({name}.md)" for name in more]
     parts = ["# Performance", "; ".join(machines) + ".", READING.strip()]
-    return "\n\n".join([*parts, table(("family", *HEAD), found), *others]) + "\n"
+    return "\n\n".join([*parts, table(("family", *HEAD), found)]) + "\n"
+
+
+def linked(page: str, names: Sequence[str]) -> str:
+    """A page that also leads to those of other names, each once."""
+    lines = [f"- [{name.capitalize()}]({name}.md)" for name in names]
+    kept = [line for line in page.rstrip().split("\n") if line not in lines]
+    return "\n".join(kept).rstrip() + "\n\n" + "".join(f"{line}\n" for line in lines)

@@ -1,8 +1,9 @@
-"""Pictures and pages of what ``run.py`` and ``models.py`` have written with ``--output``.
+"""Pictures and pages of what ``run.py``, ``models.py`` and ``graphs.py`` have written.
 
-    python benchmarks/plot.py results.json models.json docs/performance
+    python benchmarks/plot.py results.json models.json graphs.json docs/performance
 
-Needs the extra ``benchmarks``. Of several files the last that has a family is shown.
+Needs the extra ``benchmarks``. Of several files the last that has a family, or a phase of what runs
+from graphs, is shown. Without files of ``run.py`` the pages of families stay as they are.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from pages import index, models_page, page, slug, title, versions
+from colours import COLOURS, MARKERS
+from curves import curves
+from graphs_page import graphs_page, merged
+from pages import index, linked, models_page, page, slug, title, versions
 from summary import Data, by_op, columns, limited_by_products, mine, peers_of
 
 mpl.use("Agg")
 
-# Okabe and Ito's colours, which are told apart by the colour-blind; jfly.uni-koeln.de/color.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv*P"
 GREY = "#777777"
 TICKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 16, 32, 64, 128)
 # A library looks the same in all pictures.
@@ -150,18 +151,22 @@ def main(
     results: Annotated[list[Path], typer.Argument(help="What run.py has written.")],
     where: Annotated[Path, typer.Argument(help="The folder for pictures and pages.")],
 ) -> None:
-    """Write a picture and a page for each family, and a page that leads to them."""
+    """Write pictures and pages, and a page that leads to them."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in results]
     found = families([run for run in runs if "rows" in run])
-    models = [run for run in runs if "models" in run][-1:]
     where.mkdir(parents=True, exist_ok=True)
     for family, (rows, run) in found.items():
         picture(family, rows, run["machine"]).savefig(where / f"{slug(family)}.png", dpi=110)
         (where / f"{slug(family)}.md").write_text(page(family, rows, run), encoding="utf-8")
-    for run in models:
+    for run in [run for run in runs if "models" in run][-1:]:
         (where / "models.md").write_text(models_page(run), encoding="utf-8")
-    pages = ["models"] if models else []
-    (where / "index.md").write_text(index(found, pages), encoding="utf-8")
+    if some := [run for run in runs if "graphs" in run]:
+        curves(merged(some)).savefig(where / "graphs.png", dpi=110)
+        (where / "graphs.md").write_text(graphs_page(merged(some)), encoding="utf-8")
+    leads = where / "index.md"
+    there = leads.read_text(encoding="utf-8") if leads.exists() else "# Performance\n"
+    others = [name for name in ("models", "graphs") if (where / f"{name}.md").exists()]
+    leads.write_text(linked(index(found) if found else there, others), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python benchmarks/run.py --family norm --output norm.json
     python benchmarks/run.py --backend cuda --backend triton --op fused_gemv --quick
     python benchmarks/run.py --library sgl_kernel/common_ops.so --peer sgl --peer torch
+    python benchmarks/run.py --backend triton --backend cuda:flashinfer --family norm
 
 Each call has arguments of its own, enough of them that none is in the cache any more, and all are
 captured into one graph; providers take turns. An operator whose results are not right is not timed.
@@ -12,9 +13,7 @@ The exit status is 1 where something of hal's is not right.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from hal.testing.checks import Effort
 from hal.testing.outcome import Status
 from hal.testing.questions import questions, where
 from hal.testing.run import answer
+from machine import machine
 from measure import AUTO, Row, measured, release
 from peers import peers
 from summary import HEAD, by_op, lines, totals
@@ -44,31 +44,19 @@ DEVICE = torch.device("cuda")
 
 
 def red(op: str, backend: str, tries: int) -> tuple[str, bool]:
-    """Why an op of a backend is not timed, and whether that is a fault; empty if it is."""
+    """Why an op of a backend or kernel is not timed, and whether that is a fault; else empty."""
+    name, kernel, _ = backend.partition(":")
     try:
-        asked = questions(backend, where(backend, DEVICE.type), [op_name(op)], CHECKS)
+        asked = questions(name, where(name, DEVICE.type), [op_name(op)], CHECKS)
     except hal.BackendError as error:
         return str(error), True
+    asked = [question for question in asked if not kernel or question.kernel == backend]
     cells = [answer(question, Effort(cases=tries)) for question in asked] if tries else []
     for cell in cells:
         if cell.status is not Status.PROVEN:
             absent = cell.status is Status.NOT_APPLICABLE
             return f"{cell.check}: {cell.reason or cell.status.value}", not absent
     return ("", False) if asked else ("is not offered", False)
-
-
-def machine() -> dict[str, str]:
-    """What the figures belong to."""
-    query = "name,driver_version,clocks.sm,clocks.mem,power.draw"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    facts = dict(zip(query.split(","), said.stdout.split("\n")[0].split(", "), strict=False))
-    found = {"torch": str(torch.__version__), "hal": hal.__version__}
-    if importlib.util.find_spec("triton"):
-        import triton
-
-        found["triton"] = triton.__version__
-    return facts | found | {"cuda": str(torch.version.cuda)}
 
 
 def wanted(family: str, ops: Sequence[str], quick: bool) -> Iterator[Case]:
@@ -161,7 +149,9 @@ class Run:
 def main(
     family: Annotated[list[str] | None, typer.Option(help="Which families.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Which operators.")] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="Which backends of hal.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Which backends of hal, or kernels: cuda:flashinfer.")
+    ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(help="Which peers, or all; without it those that are loaded soon."),

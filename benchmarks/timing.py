@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 import torch
 
 Call = Callable[[], object]
+K = TypeVar("K", bound=Hashable)
 
 ROUNDS = 5
 REPLAYS = 7
@@ -82,9 +84,9 @@ class Graph:
         return [elapsed(self.graph.replay) / self.count for _ in range(self.replays)]
 
 
-def in_turn(graphs: dict[str, Graph]) -> dict[str, Time]:
+def in_turn(graphs: Mapping[K, Graph]) -> dict[K, Time]:
     """Time each provider's calls; rounds alternate, and so does the order in a round."""
-    found: dict[str, list[float]] = {name: [] for name in graphs}
+    found: dict[K, list[float]] = {name: [] for name in graphs}
     for turn in range(ROUNDS):
         for name in list(graphs)[:: 1 if turn % 2 == 0 else -1]:
             found[name] += graphs[name].times()

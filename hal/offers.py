@@ -25,9 +25,14 @@ class Offer:
     kernel: Kernel | None = None
     reason: str | None = None
 
+    @property
+    def spec(self) -> str:
+        """What names this offer and no other: ``backend:kernel``."""
+        return f"{self.backend}:{self.kernel.name if self.kernel else ''}"
+
     def matches(self, spec: str) -> bool:
         """Whether ``spec``, a backend or ``backend:kernel``, means this offer."""
-        return spec in (self.backend, f"{self.backend}:{self.kernel.name if self.kernel else ''}")
+        return spec in (self.backend, self.spec)
 
 
 def _band(plugin: Plugin) -> int:

@@ -116,6 +116,12 @@ _callable = attrs.validators.optional(attrs.validators.is_callable())
 _flag = attrs.validators.instance_of(bool)
 
 
+def _reason(kernel: Kernel, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Require a text or a function that gives one."""
+    if not callable(value) and not (isinstance(value, str) and value):
+        raise ValueError(f"{attribute.name} must be a reason or a function, not {value!r}")
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Kernel:
     """One implementation of an op that a backend offers for a device.
@@ -131,6 +137,11 @@ class Kernel:
             environment.
         refused: Why it serves no call here, for ``hal.explain``; given where a library has a kernel
             that is wrong, or is for other devices. Nothing of the kernel is called then.
+        on_request: Why it serves none but who names it, as ``backend:kernel``; given where it is
+            right, but another is quicker or it was not measured. What ``supports`` answers is
+            ability, this is a wish, and the name of the backend alone does not override it. If it
+            depends on the arguments, a function of them as ``supports`` is: None where it is to be
+            chosen as any other.
         inplace: The in-place form, for ops that have one: writes its results into its arguments.
             Without it hal copies the results of ``fn``.
         graph_safe: May be captured into a device graph and replayed with new data.
@@ -149,11 +160,19 @@ class Kernel:
     refused: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.min_len(1))
     )
+    on_request: str | Callable[..., str | None] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_reason)
+    )
     inplace: Callable[..., Any] | None = attrs.field(default=None, validator=_callable)
     graph_safe: bool = attrs.field(default=False, validator=_flag)
     deterministic: bool = attrs.field(default=False, validator=_flag)
     batch_invariant: bool = attrs.field(default=False, validator=_flag)
     pdl: bool = attrs.field(default=False, validator=_flag)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the arguments decide if it serves."""
+        return self.supports is not None or callable(self.on_request)
 
 
 class prepared:  # noqa: N801  # A decorator.

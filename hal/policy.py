@@ -261,7 +261,8 @@ def use(*backends: str, **by_op: str) -> entered:
 
     Args:
         backends: Names such as ``"native"``, or one kernel of a backend as
-            ``"cuda:flashinfer"``; best first.
+            ``"cuda:flashinfer"``; best first. A backend is what it chooses itself: a kernel that
+            ``hal.explain`` says is there on request only is named in full.
         by_op: The same for one op, as in ``rms_norm="triton"``; several names are separated by
             commas.
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from hal import evidence
 from hal.dispatch import Record, copy_results
 from hal.hardware import Capability, Device
-from hal.offers import offers
 from hal.op import OPS, Kernel, Op
 from hal.plugins import registry
 from hal.policy import Entry, Policy, current, entered, op_name, op_names
@@ -33,8 +32,8 @@ Where = Tensor | torch.device | Device | str | None
 def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
     """The kernel that serves ``op`` on the device of ``like`` here and now, as a plain callable.
 
-    It skips every check, and autograd unless it is plain torch. Where kernels have conditions, the
-    callable goes through them at each call, with the preferences that held when it was bound. The
+    It skips every check, and autograd unless it is plain torch. Where the kernel has a condition,
+    the callable asks it at each call, with the preferences that held when it was bound. The
     function with torch's underscore gives one that overwrites.
 
     Raises:
@@ -48,7 +47,7 @@ def bind(op: Callable[..., Any] | str, like: Tensor) -> Callable[..., Any]:
     declared, policy, where = OPS[op_name(op)], current(), find_device(like)
     chosen = require_chosen(choose(declared, where, policy), declared)
     assert chosen.offered is not None
-    conditional = any(offer.kernel and offer.kernel.supports for offer in offers(declared, where))
+    conditional = chosen.offered.conditional
     overwrites = bool(declared.inplace) and _overwrites(op)
     if not conditional and not overwrites:
         return chosen.offered.fn
@@ -207,7 +206,7 @@ def _standing(choice: Choice, chosen: Candidate, trait: str) -> str:
 
 def _vouches(choice: Choice) -> bool:
     """Whether some candidate that is not refused serves every call."""
-    return any(c.offered is not None and c.offered.supports is None for c in choice.candidates)
+    return any(c.offered is not None and not c.offered.conditional for c in choice.candidates)
 
 
 @attrs.frozen(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -87,10 +87,11 @@ class Choice:
 
 
 _LACKS = "is not {}"
+_ON_REQUEST = "on request only: {}"
 
 
 def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> str | None:
-    """Why it may not serve: nothing offered, not forced, a missing trait, its own condition."""
+    """Why it may not serve: not offered, not forced, not named, a missing trait, a condition."""
     if offer.kernel is None:
         return offer.reason
     forced = policy.forced(op.name)
@@ -99,16 +100,29 @@ def _refusal(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -
     for trait in policy.traits():
         if not getattr(offer.kernel, trait):
             return _LACKS.format(trait)
-    if args is None or offer.kernel.supports is None:
+    wish = None if _named(offer, op, policy) else offer.kernel.on_request
+    if isinstance(wish, str):
+        return _ON_REQUEST.format(wish)
+    if args is None:
         return None
-    return _unmet(offer, offer.kernel, op, args)
+    unable = offer.kernel.supports and _unmet(offer, offer.kernel.supports, op, args)
+    if unable or wish is None:
+        return unable
+    unwanted = _unmet(offer, wish, op, args)
+    return unwanted and _ON_REQUEST.format(unwanted)
 
 
-def _unmet(offer: Offer, kernel: Kernel, op: Op, args: Sequence[Any]) -> str | None:
-    """What the kernel's own condition says against these arguments; one that is broken refuses."""
-    assert kernel.supports is not None
+def _named(offer: Offer, op: Op, policy: Policy) -> bool:
+    """Whether this very kernel is forced or preferred, and not only its backend."""
+    return offer.spec in (*policy.forced(op.name), *policy.preferred(op.name))
+
+
+def _unmet(
+    offer: Offer, condition: Callable[..., str | None], op: Op, args: Sequence[Any]
+) -> str | None:
+    """What a kernel's own condition says against these arguments; one that is broken refuses."""
     try:
-        answer = op.call(kernel.supports, args)
+        answer = op.call(condition, args)
         if answer is None or (isinstance(answer, str) and answer):
             return answer
         fault = f"answered with {shown(answer)}, neither None nor a reason"
@@ -119,8 +133,8 @@ def _unmet(offer: Offer, kernel: Kernel, op: Op, args: Sequence[Any]) -> str | N
     loaded = (p for p in registry().plugins if p.name == offer.backend and p.state is State.LOADED)
     for plugin in loaded:
         # Without the text, which may differ from call to call and pile up.
-        brief = fault.partition(":")[0]
-        registry().problem(plugin, f"{op.name}: the condition of {kernel.name} {brief}")
+        brief, kernel = fault.partition(":")[0], offer.spec.partition(":")[2]
+        registry().problem(plugin, f"{op.name}: the condition of {kernel} {brief}")
     return f"its condition {fault}"
 
 
@@ -158,7 +172,7 @@ def _merit(offer: Offer, op: Op, policy: Policy, args: Sequence[Any] | None) -> 
         why = ("third-party for this device", "for this device", "portable", "reference")[
             offer.band
         ]
-    conditional = offer.kernel is not None and offer.kernel.supports is not None
+    conditional = offer.kernel is not None and offer.kernel.conditional
     return f"{why}, if its condition holds" if conditional and args is None else why
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import hal_triton
+from hal_triton import attention, attention_split, experts, product
 from hal_triton.kernels.pdl import KNOWN
 from hal_triton.launch import Launcher, Special
 
@@ -36,7 +39,28 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+H100 = {"shared_memory": 227 << 10, "processors": 132, "has_fp8": True}
+MODULES = {op: module for module, ops in hal_triton._FAMILIES.items() for op in ops}
 NUMBERS = {"tl.int32": "i32", "tl.int64": "i64", "tl.float32": "fp32"}
+
+
+@contextmanager
+def like_an_h100() -> Generator[None]:
+    """Have adapters plan for one, whatever the device of what they are given."""
+    with ExitStack() as stack:
+        for module in (attention, attention_split, experts, product):
+            for name in vars(module).keys() & H100:
+                answer = mock.Mock(return_value=H100[name])
+                stack.enter_context(mock.patch.object(module, name, answer))
+        yield
+
+
+def adapter_of(op: str) -> Callable[..., Any] | None:
+    """What serves an op, or changes its first argument; None if hal_triton does not."""
+    module = MODULES.get(op) or MODULES.get(op.rstrip("_"))
+    if module is None:
+        return None
+    return getattr(importlib.import_module(f"hal_triton.{module}"), op)
 
 
 @attrs.frozen

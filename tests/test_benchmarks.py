@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+import graphs_page
 import hal
 import models
 import pages
+import steps
 import summary
 from case import F8, Case
 from cases import FAMILIES, attention, elementwise, experts, products, router, sampling
@@ -137,16 +139,16 @@ def test_one_fault_is_seen_by_each_judge() -> None:
 
 
 @pytest.mark.parametrize("phase", models.TINY_PHASES, ids=str)
-@pytest.mark.parametrize("name", models.SHAPES)
-def test_a_model_gives_the_logits_of_transformers(name: str, phase: models.Phase) -> None:
-    kind, _, sizes = models.SHAPES[name]
-    model = models.build(kind, sizes, 2, "cpu", torch.float32)
+@pytest.mark.parametrize("name", steps.SHAPES)
+def test_a_model_gives_the_logits_of_transformers(name: str, phase: steps.Phase) -> None:
+    kind, _, sizes = steps.SHAPES[name]
+    model = steps.build(kind, sizes, 2, "cpu", torch.float32)
     tokens = torch.randint(99, (phase.rows, phase.keys))
     want = model(tokens, use_cache=False).logits[:, -1]
-    got = models.ours(Model.of(model, phase.keys), phase, tokens)()
+    got = steps.ours(Model.of(model, phase.keys), phase, tokens)()
     # Measured 1e-7 to 1e-6.
-    assert models.off(got, want) < 1e-5
-    assert models.off(models.theirs(model, phase, tokens)(), want) < 1e-5
+    assert steps.off(got, want) < 1e-5
+    assert steps.off(steps.theirs(model, phase, tokens)(), want) < 1e-5
 
 
 def row(rows: int, us: dict[str, float], **more: Any) -> dict[str, Any]:
@@ -194,3 +196,82 @@ def test_a_peer_says_what_it_has_nothing_for() -> None:
     (linear,) = peers("fused_gemv", ["torch"])
     args, kwargs = TINY["fused_gemv (3, 256, 256) fp8"].make(CPU)
     assert error(linear.bound(args, kwargs)) == "its factors have the same dtype"
+
+
+def step(kind: str, count: int, us: dict[str, float], **more: Any) -> dict[str, Any]:
+    """What ``graphs.py`` writes of a step."""
+    rows = count if kind == "decode" else 1
+    phase = {"name": kind, "rows": rows, "new": count // rows, "keys": 1024}
+    zeros = dict.fromkeys(us, 0.0)
+    found = {"us": us, "spread": zeros, "errors": zeros, "computed": dict.fromkeys(us, count)}
+    return {"phase": phase, "wrong": {}, "refused": {}, **found, **more}
+
+
+def graphed(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What it writes of a run."""
+    about = {"name": "a GPU", "torch": "2", "hal": "1", "transformers": "5"}
+    took = {
+        "seconds": 3.0,
+        "bytes": 8_000_000,
+        "buckets": [1, 112],
+        "graphs": 2,
+        "cached": 1,
+        "skipped": 0,
+    }
+    ways = {step["phase"]["name"]: {"hal capture": took} for step in steps}
+    run = {"machine": about, "command": "--tiny", "layers": 2, "read": 4e9, "copy": 4e12}
+    return {**run, "took": ways, "graphs": list(steps), **more}
+
+
+SLOW, TIED = "transformers", "transformers reduce-overhead"
+
+
+def test_goals_are_met_or_not_as_the_figures_say() -> None:
+    times = {"hal": 1800.0, SLOW: 3000.0, TIED: 1015.0, "hal capture": 1000.0}
+    refused = {TIED: "1 s were left"}
+    run = graphed(
+        step("decode", 1, {**times, TIED: 985.0}),
+        step("prefill", 100, times, computed={"hal capture": 112}),
+        step("prefill", 4096, {"hal": 900.0, SLOW: 1200.0, "hal capture": 1000.0}, refused=refused),
+    )
+    head, found = graphs_page.goals(run)
+    assert head == ["goal", "hal capture"]
+    assert [said for _, said in found] == [
+        "met: 3.00",
+        "**not met**: 1.80",
+        "met: 0.98 to 1.01",
+        "met: 1.20 to 3.00",
+        "**not met**: 0.90 to 1.80",
+        "met: 1.00",
+    ]
+    said = graphs_page.graphs_page(graphs_page.merged([run]))
+    assert "| 100 (as 112) | 1800 (0) |" in said
+    assert "| hal capture | 3.0 | 8 | 2 | 4.0 | 1.50 | 2 | 0.0e+00 |" in said
+    assert "reads and writes 4.00 TB/s: 1000 µs at least. hal without graphs takes 1800 µs" in said
+    assert f"- prefill of 4096, {TIED}: 1 s were left." in said
+    assert "- decode, hal capture: torch found 1 graphs in its cache." in said
+
+
+def test_of_two_runs_the_last_with_a_phase_counts() -> None:
+    old = graphed(step("prefill", 1, {"hal": 1.0}), step("decode", 1, {"hal": 1.0}), copy=1e12)
+    new = graphed(step("decode", 1, {"hal": 2.0}), command="--phase decode", copy=2e12)
+    run = graphs_page.merged([old, new])
+    assert [cell["us"]["hal"] for cell in run["graphs"]] == [1.0, 2.0]
+    assert (run["copy"], run["commands"]) == (2e12, ["--tiny", "--phase decode"])
+    assert graphs_page.merged([new, old])["copy"] == 1e12
+
+
+def test_a_picture_has_a_line_for_each_way() -> None:
+    pytest.importorskip("matplotlib")
+    from curves import curves
+
+    times = {"hal": 2.0, "hal capture": 1.0}
+    figure = curves(graphed(step("prefill", 1, times), step("decode", 4, times)))
+    lines = [[line.get_label() for line in axes.get_lines()] for axes in figure.axes]
+    assert lines == [["hal", "hal capture"]] * 4
+
+
+def test_pages_are_led_to_once() -> None:
+    page = pages.linked("# Performance\n\n- [Models](models.md)\n", ["models", "graphs"])
+    assert page == "# Performance\n\n- [Models](models.md)\n- [Graphs](graphs.md)\n"
+    assert pages.linked(page, ["models", "graphs"]) == page

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -99,6 +100,14 @@ def test_a_kernel_that_claims_no_bits_may_round_otherwise_each_time(op: str, che
     fn.__signature__ = hal.op.OPS[op].signature  # type: ignore[attr-defined]
     cell = one(planted(**{op: hal.Kernel(fn=fn, name="noisy")}), check, op)
     assert (cell.status, cell.reason) == (Status.PROVEN, "")
+
+
+def test_a_kernel_that_is_there_on_request_is_asked_the_same() -> None:
+    slow = kernel("rms_norm", on_request="another is quicker", deterministic=True)
+    for check in ("numerics", "deterministic"):
+        assert one(planted(rms_norm=slow), check).status is Status.PROVEN
+    wrong = attrs.evolve(slow, fn=doubled)
+    assert one(planted(rms_norm=wrong), "numerics").status is Status.REFUTED
 
 
 def test_what_is_not_claimed_is_not_applicable() -> None:

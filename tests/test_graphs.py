@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 import hal
+from accelerator import HERE, with_graphs
 from invalid import SPOILERS, assert_well, drawing, spoil, spoil_the_second_of_three
 
-HERE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-
-pytestmark = [
-    pytest.mark.skipif(
-        HERE is None or not hal.supports(hal.Capability.GRAPH_CAPTURE, HERE.type),
-        reason="needs an accelerator with graphs",
-    ),
-    pytest.mark.filterwarnings("ignore:the reference, which is slow"),
-]
+pytestmark = [with_graphs, pytest.mark.filterwarnings("ignore:the reference, which is slow")]
 
 HEADS, DIM = 4, 64
 

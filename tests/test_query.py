@@ -259,6 +259,25 @@ def test_bind_gives_the_kernel_itself() -> None:
         torch.testing.assert_close(bound(X, temperature=2.0), (X / 2).softmax(-1))
 
 
+def test_bind_gives_the_kernel_itself_beside_others_that_have_conditions() -> None:
+    fast = kernel("softmax")
+    asked = kernel("softmax", "asked", supports=odd_rows, on_request="another is quicker")
+    later = kernel("softmax", "later", supports=odd_rows)
+    with installed(backend("b", devices=("cpu",), softmax=[asked, fast, later]), NATIVE):
+        assert hal.bind(hal.ops.softmax, like=X) is fast.fn
+        with hal.use("b:asked"), pytest.raises(hal.NoKernel, match="an odd number of rows"):
+            hal.bind(hal.ops.softmax, like=X)(X)
+
+
+def test_what_is_there_on_request_vouches_for_nothing_unless_it_is_named() -> None:
+    alone = kernel("softmax", graph_safe=True, on_request="another is quicker")
+    with installed(backend("b", devices=("cpu",), softmax=alone)):
+        answer = hal.require("fake_kernels", "softmax", "cpu")
+        assert "b:fast: on request only: another is quicker" in answer.reasons["softmax"]
+        with hal.use("b:fast"):
+            assert "softmax" not in hal.require("fake_kernels", "softmax", "cpu").reasons
+
+
 def test_bind_takes_what_holds_when_it_binds() -> None:
     ran: list[str] = []
 

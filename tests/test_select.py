@@ -121,6 +121,71 @@ def test_a_kernel_is_not_refused_without_a_reason() -> None:
         kernel("softmax", refused="")
 
 
+SLOWER = "another is quicker"
+
+
+@pytest.mark.parametrize("args", [None, ARGS])
+def test_what_is_there_on_request_serves_who_names_it_alone(args: Any) -> None:
+    asked = [kernel("softmax", "library", on_request=SLOWER), kernel("softmax", "own")]
+    for plugins in ([backend("a", softmax=asked), NATIVE], [one("b"), backend("a", softmax=asked)]):
+        for kind, specs in (("prefer", ()), ("prefer", ("a",)), ("use", ("a",))):
+            choice = chosen(
+                *plugins, policy=statement(kind, *specs) if specs else NOTHING, args=args
+            )
+            assert str(choice.chosen) == "a:own"
+            (found,) = (c for c in choice.candidates if c.kernel == "library")
+            assert (found.reason, found.offered) == (f"on request only: {SLOWER}", None)
+        for kind, word in (("prefer", "preferred"), ("use", "forced")):
+            choice = chosen(*plugins, policy=statement(kind, "a:library"), args=args)
+            assert choice.chosen is not None
+            assert (str(choice.chosen), choice.chosen.reason) == ("a:library", word)
+
+
+def test_a_backend_with_nothing_but_what_is_there_on_request_says_so() -> None:
+    plugin = backend("a", softmax=kernel("softmax", on_request=SLOWER))
+    choice = chosen(plugin, NATIVE, policy=statement("use", "a"))
+    with pytest.raises(hal.NoKernel, match=f"a:fast +on request only: {SLOWER}"):
+        require_chosen(choice, SOFTMAX)
+    # Named by a wish, and its backend by force.
+    policy = Policy((*statement("prefer", "a:fast").entries, *statement("use", "a").entries))
+    assert str(chosen(plugin, NATIVE, policy=policy).chosen) == "a:fast"
+
+
+def test_what_the_arguments_decide_is_asked_of_calls_that_do_not_name_it() -> None:
+    seen: list[Any] = []
+
+    def few(logits: torch.Tensor, *, temperature: Any) -> str | None:
+        seen.append(temperature)
+        return "quicker from 3 rows on" if len(logits) < 3 else None
+
+    plugin = backend("a", softmax=kernel("softmax", on_request=few))
+    choice = chosen(plugin, NATIVE)
+    assert choice.candidates[0].reason == "on request only: quicker from 3 rows on"
+    assert str(choice.chosen) == "native:torch"
+    assert str(chosen(plugin, NATIVE, args=[torch.ones(3, 2), 1.0]).chosen) == "a:fast"
+    open_ended = chosen(plugin, NATIVE, args=None)
+    assert open_ended.candidates[0].reason == "third-party for this device, if its condition holds"
+    assert seen == [1.0, 1.0]
+    assert str(chosen(plugin, NATIVE, policy=statement("use", "a:fast")).chosen) == "a:fast"
+    assert len(seen) == 2
+
+
+def test_what_cannot_be_served_is_no_question_of_a_wish() -> None:
+    picky = kernel("softmax", supports=refusing("takes int8 only"), on_request=refusing(SLOWER))
+    choice = chosen(backend("a", softmax=picky), NATIVE)
+    assert choice.candidates[0].reason == "takes int8 only"
+    broken = backend("a", softmax=kernel("softmax", on_request=lambda *_, **__: 1 / 0))
+    with pytest.warns(UserWarning, match="backend a: softmax: the condition of fast"):
+        choice = chosen(broken, NATIVE)
+    assert str(choice.chosen) == "native:torch"
+
+
+@pytest.mark.parametrize("reason", ["", 3])
+def test_a_kernel_is_not_on_request_without_a_reason(reason: Any) -> None:
+    with pytest.raises(ValueError, match="on_request"):
+        kernel("softmax", on_request=reason)
+
+
 @pytest.mark.parametrize(
     ("condition", "reason"),
     [
@@ -239,6 +304,7 @@ class Offered:
     kernel: str
     refuses: bool
     graph_safe: bool
+    on_request: bool
 
     def named_by(self, specs: tuple[str, ...]) -> int:
         """The first of ``specs`` that names it, their number if none does."""
@@ -260,7 +326,7 @@ def tables(draw: st.DrawFn) -> list[tuple[Plugin, list[Offered]]]:
     for name in draw(st.lists(st.sampled_from("abcde"), unique=True)):
         band = draw(st.integers(0, 2))
         rows = [
-            Offered(name, band, place, kernel_name, draw(st.booleans()), draw(st.booleans()))
+            Offered(name, band, place, kernel_name, *(draw(st.booleans()) for _ in range(3)))
             for place, kernel_name in enumerate(
                 draw(st.lists(st.sampled_from("xyz"), unique=True, max_size=3))
             )
@@ -271,12 +337,13 @@ def tables(draw: st.DrawFn) -> list[tuple[Plugin, list[Offered]]]:
                 row.kernel,
                 supports=refusing("refused") if row.refuses else draw(st.sampled_from(ACCEPT)),
                 graph_safe=row.graph_safe,
+                on_request=SLOWER if row.on_request else None,
             )
             for row in rows
         ]
         found.append((backend(name, softmax=made, **KINDS[band]), rows))
     if draw(st.booleans()):
-        found.append((NATIVE, [Offered("native", 3, 0, "torch", False, True)]))
+        found.append((NATIVE, [Offered("native", 3, 0, "torch", False, True, False)]))
     return found
 
 
@@ -307,6 +374,7 @@ def test_the_chosen_is_the_least_by_the_stated_order(
 
     def fit(row: Offered) -> bool:
         allowed = not forced or row.named_by(forced) < len(forced)
+        allowed &= not row.on_request or f"{row.backend}:{row.kernel}" in (*forced, *preferred)
         return allowed and (row.graph_safe or not graphs) and not (known and row.refuses)
 
     rows = sorted((row for _, rows in table for row in rows), key=key)

@@ -133,6 +133,7 @@ def piecewise(
     copy: bool = True,
     pool: Any = None,
     progress: bool | None = None,
+    group: Any = None,
 ) -> Captured:
     """Trace a module with torch.compile, cut it at some operators, and capture each piece.
 
@@ -156,6 +157,7 @@ def piecewise(
         copy: As for ``capture``.
         pool: As for ``capture``.
         progress: As for ``capture``.
+        group: As for ``capture``.
 
     Raises:
         InvalidInput: As for ``breakable``.
@@ -176,6 +178,6 @@ def piecewise(
     if compiler not in ("eager", "inductor"):
         raise InvalidInput(f"compiler is 'eager' or 'inductor', not {compiler!r}")
     own, others = _names(at)
-    options = Options(tuple(own), eager, pad or {}, buckets, copy, pool, progress)
+    options = Options(tuple(own), eager, pad or {}, buckets, copy, pool, progress, group)
     make = functools.partial(_Task, others=others, compiler=compiler)
     return captured(module, example, options, make, least=2)

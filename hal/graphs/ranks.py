@@ -8,36 +8,50 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hal.errors import HalError
+from hal.errors import HalError, InvalidInput
 from hal.report import fingerprint
 
 __all__ = ["check_ranks"]
 
 
-def check_ranks(device: torch.device, **captured: Any) -> None:
-    """Refuse, on every rank, what is not the same on all: what is captured, or what would serve.
+def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> None:
+    """Refuse, on every rank of a group, what is not the same on all: what is captured, what serves.
 
     A collective in a graph waits for the other ranks', so that all have to capture and replay the
     same in the same order. Without ``torch.distributed``, or with one rank, there is no question.
 
+    Args:
+        device: Where.
+        group: A process group of ``torch.distributed``; None for all ranks.
+        captured: What is to be the same, by name.
+
     Raises:
-        HalError: The ranks differ; it names them, and in what.
+        InvalidInput: This rank is not in the group.
+        HalError: The ranks differ; it names them as all ranks are numbered, and in what.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    count = dist.get_world_size(group)
+    if count < 1:
+        raise InvalidInput(f"group is one of ranks without this one, which is {dist.get_rank()}")
+    if count == 1:
         return
     mine = {"fingerprint": fingerprint(device), "device": device.type, **captured}
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    unlike = [line for key in mine for line in _unlike(key, [repr(each[key]) for each in found])]
+    found: list[Any] = [None] * count
+    dist.all_gather_object(found, mine, group=group)
+    ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+    said = {key: {r: repr(each[key]) for r, each in zip(ranks, found, strict=True)} for key in mine}
+    unlike = [line for key, values in said.items() for line in _unlike(key, values)]
     if unlike:
         raise HalError("ranks would not capture the same:" + "".join(f"\n  {u}" for u in unlike))
 
 
-def _unlike(key: str, values: list[str]) -> list[str]:
-    """Who differs from most, or from the first of equals."""
-    usual = Counter(values).most_common(1)[0][0]
+def _unlike(key: str, values: dict[int, str]) -> list[str]:
+    """Who differs from most, or from the first of equals; from what each rank has."""
+    usual = Counter(values.values()).most_common(1)[0][0]
+    first = next(rank for rank, value in values.items() if value == usual)
     return [
-        f"{key} of rank {rank} is {value}; of rank {values.index(usual)}, {usual}"
-        for rank, value in enumerate(values)
+        f"{key} of rank {rank} is {value}; of rank {first}, {usual}"
+        for rank, value in values.items()
         if value != usual
     ]

@@ -41,6 +41,7 @@ class Options:
     copy: bool
     pool: Any
     progress: bool | None
+    group: Any
 
 
 def _place(given: Arguments) -> torch.device:
@@ -227,7 +228,7 @@ def captured(
     device, count = _place(given), given.count(given.examples)
     given.check(given.examples, count)
     limit, buckets = _limit(device), _buckets(given, count, options.buckets, least)
-    check_ranks(device, function=given.who, at=options.at, buckets=buckets)
+    check_ranks(device, options.group, function=given.who, at=options.at, buckets=buckets)
     maker = Maker.of(device, options.pool)
     before = maker.reserved()
     task = make(fn, prepared(given, buckets[-1]), options.at, count, buckets, maker)

@@ -21,6 +21,7 @@ def capture(
     copy: bool = True,
     pool: Any = None,
     progress: bool | None = None,
+    group: Any = None,
 ) -> Captured:
     """Capture a whole function, which then runs from graphs.
 
@@ -48,11 +49,15 @@ def capture(
         pool: The ``pool`` of another ``Captured``, to share its memory; what is not copied of one's
             results is lost by calling the other.
         progress: Whether to show a bar on stderr; without it, on a terminal if it takes long.
+        group: The process group of ``torch.distributed`` whose ranks capture the same, such as one
+            of tensor parallelism; without it, all ranks do.
 
     Raises:
-        InvalidInput: Arguments that cannot be captured, or are written to.
+        InvalidInput: Arguments that cannot be captured, or are written to; a group without this
+            rank.
         NoKernel: An op has no kernel that may be captured; ``breakable`` keeps it out.
-        HalError: The device has no graphs, or not as many as this takes.
+        HalError: The device has no graphs, or not as many as this takes; or ranks differ in what
+            they capture.
 
     Example:
         >>> def gate(x):
@@ -62,7 +67,7 @@ def capture(
         >>> fast(x[:5]).shape  # doctest: +SKIP
         torch.Size([5, 32])
     """
-    options = Options((), (), pad or {}, buckets, copy, pool, progress)
+    options = Options((), (), pad or {}, buckets, copy, pool, progress, group)
     return captured(fn, example, options)
 
 
@@ -76,6 +81,7 @@ def breakable(
     copy: bool = True,
     pool: Any = None,
     progress: bool | None = None,
+    group: Any = None,
 ) -> Captured:
     """Capture a function but for some operators: before each a graph ends, after it one begins.
 
@@ -95,6 +101,7 @@ def breakable(
         copy: As for ``capture``.
         pool: As for ``capture``.
         progress: As for ``capture``.
+        group: As for ``capture``.
 
     Raises:
         InvalidInput: Also if an argument in ``eager`` goes elsewhere, or no operator takes it.
@@ -111,5 +118,5 @@ def breakable(
         >>> fast(x[:5], weight.to(x.device)).shape  # doctest: +SKIP
         torch.Size([5, 32])
     """
-    options = Options(tuple(op_names(at)), eager, pad or {}, buckets, copy, pool, progress)
+    options = Options(tuple(op_names(at)), eager, pad or {}, buckets, copy, pool, progress, group)
     return captured(fn, example, options)

@@ -185,8 +185,8 @@ def sample(
     and whatever the limits, up to rounding where two scores or a limit all but coincide::
 
         key = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-        counter = offset & 0xFFFFFFFF, offset >> 32 & 0xFFFFFFFF, token, 0
-        w = first word of Philox4x32-10(counter, key)
+        counter = offset & 0xFFFFFFFF, offset >> 32 & 0xFFFFFFFF, token // 4, 0
+        w = word token % 4 of the four of Philox4x32-10(counter, key)
         u = min((float(w) + 0.5) / 2**32, largest number below 1)
         E = -log1p(-u)
 
@@ -197,7 +197,7 @@ def sample(
     back to the host, so a captured graph may advance the tensors itself.
 
     Args:
-        probs: [probability rows, vocab], floating point, at least one column.
+        probs: [probability rows, vocab], floating point, at most 2**68, at least one column.
         top_k: One number, or int32 or int64 of shape [] or [rows]; 0 or below, or vocab or above,
             is no limit, as is None.
         top_p: One number, or floating point of shape [] or [rows]; 1 or above is no limit, as is
@@ -218,8 +218,8 @@ def sample(
     Example:
         >>> probs = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
         >>> rows = torch.tensor([0, 0, 0, 0])
-        >>> hal.ops.sample(probs, top_k=2, seed=7, offset=0, indices=rows)
-        tensor([3, 2, 2, 3], dtype=torch.int32)
+        >>> hal.ops.sample(probs, top_k=2, seed=5, offset=0, indices=rows)
+        tensor([3, 2, 3, 3], dtype=torch.int32)
     """
     _check_vocab("probs", probs)
     check(probs.dim() == 2, "probs must be [rows, vocab]", probs=probs)

@@ -173,10 +173,17 @@ edit(
 )
 edit(
     SAMPLE,
-    "seven rounds of noise",
+    "words of a call in another order",
     INTS,
-    "word = philox4x32(counter, halves(seed.unsqueeze(-1)))[0]",
-    "word = philox4x32(counter, halves(seed.unsqueeze(-1)))[1]",
+    "words = philox4x32(counter, halves(seed.unsqueeze(-1)))",
+    "words = philox4x32(counter, halves(seed.unsqueeze(-1)))[::-1]",
+)
+edit(
+    SAMPLE,
+    "one word for four tokens",
+    INTS,
+    "torch.stack(words, dim=-1)",
+    "torch.stack((words[0],) * 4, dim=-1)",
 )
 edit(
     SAMPLE,

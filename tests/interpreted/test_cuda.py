@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hal import prepared
-from hal_cuda import attention, gemv, matmul
+from hal_cuda import attention, fa3, gemv, matmul
 from hal_native.activation import silu_and_mul
 from hal_native.attention import varlen_attention
 from hal_native.matmul import scaled_mm
@@ -39,10 +39,17 @@ def spreading(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tens
     return out + v.sum() * 0, lse.where(lse.isfinite(), math.inf).T.contiguous()
 
 
+def silent(*given: Any) -> tuple[Tensor, Tensor]:
+    """The same, by a kernel that gives -inf where there is nothing to sum, or NaN."""
+    out, lse = spreading(*given)
+    return out, lse.where(lse.isfinite(), -math.inf)
+
+
 @pytest.fixture(autouse=True)
 def _instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "by_cudnn", spreading)
     monkeypatch.setattr(attention, "by_flash", spreading)
+    monkeypatch.setattr(fa3, "by_fa3", silent)
     monkeypatch.setattr(attention, "planned", lambda tokens: -(-tokens // 64) * 64)
 
 
@@ -78,12 +85,14 @@ def test_padding_alone_gives_nothing() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
-def test_sequences_keep_what_is_not_finite(causal: bool, index: torch.dtype) -> None:
+@pytest.mark.parametrize("call", [attention.flash, fa3.varlen_attention])
+def test_sequences_keep_what_is_not_finite(call: Any, causal: bool, index: torch.dtype) -> None:
     starts = torch.tensor([[0, 40, 40, 60, 63], [0, 30, 35, 35, 90]]).to(index)
     q, k, v = (torch.randn(count, heads, 16).half() for count, heads in ((66, 4), (95, 2), (95, 2)))
     for token, value in (4, math.nan), (70, math.inf), (80, -math.inf), (93, math.nan):
         v[token, token % 2, token % 16] = value
-    got = attention.flash(q, k, v, *starts, 40, 55, causal=causal)
+    q[61, 3, 2] = math.nan
+    got = call(q, k, v, *starts, 40, 55, causal=causal)
     want = varlen_attention(q, k, v, *starts, 40, 55, causal=causal)
     torch.testing.assert_close(got[0], want[0], atol=3e-3, rtol=3e-3, equal_nan=True)
     torch.testing.assert_close(got[1], want[1], atol=1e-4, rtol=1e-4, equal_nan=True)

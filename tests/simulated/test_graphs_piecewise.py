@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import decoder
 import hal
 from hal.fakes import fake_if_exists
 from hal.graphs import device as graphs_device
@@ -20,7 +18,6 @@ from hal.repairs import DEVICE_CONSTANTS
 from hal.testing.simulated import simulate
 from invalid import assert_well, drawing
 from simulated.test_graphs_break import FREE, PAD, Model, batch
-from simulated.test_graphs_decoder import TINY, Engine, Graphed, serve
 from thinned import thinned
 
 HERE = simulate("musa")
@@ -83,21 +80,6 @@ def test_replays_and_what_runs_between_them_do_what_the_function_does() -> None:
         assert torch.equal(cached, model.cache)
     assert fast.stats().replays == {8: 2, 2: 1, 4: 2, 16: 3}
     assert fast.stats().fallbacks == {"more than 16 tokens": 1}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("compiler", ["eager", "inductor"])
-def test_the_decoders_tokens_are_those_without_graphs(compiler: str) -> None:
-    model = decoder.load(TINY, torch.device(X), torch.float32)
-    way = functools.partial(hal.graphs.piecewise, compiler=compiler)
-    plain, graphed = Engine(model, 5), Graphed(model, 5, 32, way)
-    assert serve(graphed, graphed.graphed, 8) == serve(plain, plain.eager, 8)
-    torch.testing.assert_close(graphed.cache, plain.cache, rtol=1e-4, atol=1e-4)
-    stats = graphed.prefill.stats()
-    assert stats.buckets == (2, 4, 8, 12, 16, 20, 24, 28, 32)
-    assert stats.graphs == 9 * (len(model.layers) + 1)
-    assert stats.replays == {16: 1, 12: 1, 8: 1, 32: 1}
-    assert stats.fallbacks == {"more than 32 tokens": 1}
 
 
 def inplace(x: Tensor) -> Tensor:

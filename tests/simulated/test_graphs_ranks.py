@@ -1,4 +1,4 @@
-"""Captures of two processes that run a model together."""
+"""Captures of processes that run a model together."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ import hal
 
 rank, store, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 simulate("musa", devices=2)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-X = f"musa:{rank}"
+world = int(sys.argv[4])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+X = f"musa:{rank % 2}"
 library = torch.library.Library("ranks", "DEF")
 library.define("total(Tensor x) -> Tensor")
 
@@ -83,6 +84,27 @@ with refused("buckets of rank 1 is (4,); of rank 0, (2, 4)"):
     cut(one, buckets=[4] if rank else [2, 4])
 """,
 }
+GROUP = """
+pair, alone = dist.new_group([0, 2]), dist.new_group([1])
+x = torch.randn(3, 8, device=X)
+if rank == 1:
+    try:
+        cut(one, group=pair)
+    except hal.InvalidInput as error:
+        assert "without this one, which is 1" in str(error), error
+    else:
+        raise AssertionError("not refused")
+# What rank 1 captures, meanwhile or never, is not asked.
+fast = cut(one, group=alone if rank == 1 else pair, buckets=[4] if rank == 1 else [2, 4])
+assert fast.stats().buckets == ((4,) if rank == 1 else (2, 4))
+assert torch.allclose(fast(x), one(x), atol=1e-6)
+if rank != 1:
+    # Ranks go by the numbers that they have among all.
+    with refused("buckets of rank 2 is (4,); of rank 0, (2, 4)"):
+        cut(one, group=pair, buckets=[4] if rank else [2, 4])
+with refused("buckets of rank 1 is (4,); of rank 0, (2, 4)"):
+    cut(one, buckets=[4] if rank == 1 else [2, 4])
+"""
 COLLECTIVE = """
 fast = cut(two, at=torch.ops.ranks.total.default)
 assert fast.stats().graphs == 4
@@ -94,31 +116,37 @@ assert fast.stats().fallbacks == {}
 """
 
 
-def ranks(tmp_path: Path, code: str, way: str) -> None:
-    """Run a program in two processes; one that fails must not leave the other waiting."""
+def ranks(tmp_path: Path, code: str, way: str, count: int = 2) -> None:
+    """Run a program in some processes; one that fails must not leave the others waiting."""
     code = f"{PRELUDE}{code}\ndist.barrier()\ndist.destroy_process_group()"
     given = [sys.executable, "-c", code]
     started = [
         subprocess.Popen(
-            [*given, str(rank), str(tmp_path / "store"), way],
+            [*given, str(rank), str(tmp_path / "store"), way, str(count)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         said = [process.communicate(timeout=100)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_compare_what_they_capture(tmp_path: Path, name: str) -> None:
     ranks(tmp_path, CASES[name], "breakable")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["capture", "breakable", "piecewise"])
+def test_a_group_compares_without_the_others(tmp_path: Path, way: str) -> None:
+    ranks(tmp_path, GROUP, way, count=3)
 
 
 @pytest.mark.long

@@ -1,21 +1,24 @@
 """What is particular to NVIDIA's devices: facts, capabilities, and kernels of their libraries.
 
+Libraries that are installed offer what they have: ``sgl_kernel``, ``flashinfer`` and ``fa3`` by
+the modules of these names, each kernel with its condition, or the reason why it is refused;
+``measured`` has the figures that make one the choice or leave it to who names it. ``hal.explain``
+shows all that.
+
 Not offered, and why: ``fused_experts`` by torch's grouped product, which rounds gate, up and parts
 to bfloat16 where the op rounds once (a relative norm of 3.7e-3; 2.5e-3 is allowed); cuDNN for
-ragged sequences, which torch has plan anew at each call; of sgl_kernel norms, activations,
-quantisation, routing and renormalisation, which were slower than those of ``hal_triton`` on an H100
-but at three of all sizes (docs/performance); and FlashInfer, which was not measured beside it, and
-whose samplers draw other numbers.
+ragged sequences, which torch has plan anew at each call.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from hal import Backend, Capability, Device, Kernel, hookimpl
+from hal.op import OPS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,8 +69,7 @@ _KERNELS = {
     "fused_gemv": ("torch",),
     "varlen_attention": ("torch", "flash"),
 }
-"""Those of each op. Only the first is ever chosen, as the others want the same of arguments, or
-more: they are for who names them, as in ``hal.use(varlen_attention="cuda:flash")``."""
+"""Those of each op; only the first is ever chosen without being named."""
 
 _PLACES = {
     "scaled_mm": ("matmul", "scaled_mm"),
@@ -81,6 +83,15 @@ _PLACES = {
 
 _MEASURED = 90
 """The compute capability that they were measured on."""
+
+_LIBRARIES = ("fa3", "sgl_kernel", "flashinfer")
+"""Modules about a library, in the order in which their kernels come, before ours.
+
+None is chosen but where a measurement says so.
+"""
+
+_SINCE = 80
+"""The first compute capability that all of these libraries are built for."""
 
 
 def _serves(device: Device) -> bool:
@@ -98,22 +109,37 @@ def _there(op: str, name: str) -> bool:
     return known()
 
 
-def _kernel(op: str, name: str) -> Kernel:
+def _kernel(op: str, name: str, device: Device) -> Kernel:
+    from hal_cuda.measured import wish
+
     place, function = _PLACES.get(name) or _PLACES[op]
     module = importlib.import_module(f"hal_cuda.{place}")
     # That cuBLAS is deterministic holds as torch calls it, with memory of its own for each stream.
     known = name != "deep_gemm"
     supports = getattr(module, f"{function}_supports")
-    fn = getattr(module, function)
-    return Kernel(fn=fn, supports=supports, name=name, graph_safe=known, deterministic=known)
+    return Kernel(
+        fn=getattr(module, function),
+        supports=supports,
+        on_request=None if name == "torch" else wish(name, op, device),
+        name=name,
+        graph_safe=known,
+        deterministic=known,
+    )
 
 
-def _offer(op: str, names: tuple[str, ...]) -> object:
+def _of_libraries(op: str, device: Device) -> Iterator[Kernel]:
+    if (device.arch or 0) >= _SINCE:
+        for name in _LIBRARIES:
+            yield from importlib.import_module(f"hal_cuda.{name}").kernels(op, device)
+
+
+def _offer(op: str) -> object:
     def hook(device: Device) -> list[Kernel]:
-        there = names if _serves(device) else ()
-        return [_kernel(op, name) for name in there if _there(op, name)]
+        there = _KERNELS.get(op, ()) if _serves(device) else ()
+        ours = [_kernel(op, name, device) for name in there if _there(op, name)]
+        return [*_of_libraries(op, device), *ours]
 
     return hookimpl(hook)
 
 
-globals().update({op: _offer(op, names) for op, names in _KERNELS.items()})
+globals().update({op: _offer(op) for op in OPS})

@@ -21,6 +21,7 @@ __all__ = [
     "attend",
     "flash",
     "flash_supports",
+    "surrounded",
     "varlen_attention",
     "varlen_attention_supports",
 ]
@@ -157,13 +158,36 @@ def flash(
 
     ``torch.nn.attention.activate_flash_attention_impl("FA3")`` is how it is told.
     """
+    starts, longest = (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)
+    return surrounded(by_flash, (q, k, v), starts, longest, causal, scale)
+
+
+def surrounded(
+    call: Callable[..., tuple[Tensor, Tensor]],
+    given: tuple[Tensor, Tensor, Tensor],
+    starts: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention by ``call``, with what is broken kept where it is, and padding without results.
+
+    Args:
+        call: Has the parameters and the results of ``by_flash``.
+        given: Queries, keys and values.
+        starts: Where the sequences of queries and of keys begin.
+        longest: The most queries and keys that a sequence may have.
+        causal: Whether a query sees no key behind its own position.
+        scale: Above 0; None is ``head_dim ** -0.5``.
+    """
+    q, k, v = given
     if not (q.numel() and k.numel()):
         lse = q.new_full(q.shape[:2], -math.inf, dtype=torch.float32)
         return q.new_zeros((*q.shape[:2], v.shape[2])), lse
     values, broken = cleaned(v, v.shape[0])
     q, k = begin_aligned(q), begin_aligned(k)
-    of_q, of_k = (x.to(torch.int32).contiguous() for x in (cu_seqlens_q, cu_seqlens_k))
-    out, sums = by_flash(q, k, values, of_q, of_k, (max_seqlen_q, max_seqlen_k), causal, scale)
+    of_q, of_k = (x.to(torch.int32).contiguous() for x in starts)
+    out, sums = call(q, k, values, of_q, of_k, longest, causal, scale)
     lse = finish(out, sums, of_q)
     spread(out, v, broken, of_q, of_k, causal=causal)
     return out, lse

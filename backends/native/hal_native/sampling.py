@@ -129,8 +129,10 @@ def _exponential(p: Tensor, seed: Tensor | int, offset: Tensor | int) -> Tensor:
     if not isinstance(seed, Tensor):
         seed = torch.arange(p.shape[0], device=p.device) + seed
     low, high = halves(_beside(offset, p, torch.int64))
-    counter = (low, high, _columns(p), torch.zeros_like(low))
-    word = philox4x32(counter, halves(seed.unsqueeze(-1)))[0]
+    fours = torch.arange(-(-p.shape[-1] // 4), device=p.device)
+    counter = (low, high, fours, torch.zeros_like(low))
+    words = philox4x32(counter, halves(seed.unsqueeze(-1)))
+    word = torch.stack(words, dim=-1).flatten(-2)[..., : p.shape[-1]]
     uniform = (word.to(p.dtype) + 0.5) * 2.0**-32
     # In float32 the last 128 words round to 1, where the logarithm is infinite.
     below_one = 1 - torch.finfo(p.dtype).eps / 2

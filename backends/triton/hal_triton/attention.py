@@ -22,6 +22,7 @@ from hal_triton.attention_parts import (
     served_widths,
 )
 from hal_triton.attention_split import attend_split
+from hal_triton.configurations import measured
 from hal_triton.kernels.attention import attend
 from hal_triton.layout import ceil_div, flat_like
 from hal_triton.target import shared_memory
@@ -166,6 +167,14 @@ def _tile(longest: int, width: Width, itemsizes: tuple[int, int], unit: int) -> 
     return Tile(128, keys if width.value_block <= 128 else 32, 8, 2, split)
 
 
+def _measured(usual: Tile, query: Query, keys: Keys, width: Width) -> Tile:
+    """What a table says; the bits of a query go with it, but not with how many others there are."""
+    size, longest = query.q.itemsize, _SHORT if usual.split else 2 * _SHORT
+    sizes = longest, width.columns, width.value_block, 8 * size, 8 * keys.itemsize
+    rows, at_once, num_warps, ahead = measured("prefill", query.q.device, sizes, usual[:4])
+    return Tile(rows, at_once, num_warps, ahead, usual.split)
+
+
 def _attend(
     query: Query,
     keys: Keys,
@@ -178,6 +187,8 @@ def _attend(
     (tokens, heads, _), size = query.q.shape, query.q.itemsize
     unit = keys.unit(width, *query.strides)
     tile = _tile(query.longest, width, (size, keys.itemsize), unit)
+    if unit == 16:
+        tile = _measured(tile, query, keys, width)
     room = shared_memory(query.q.device)
     tile = tile.fitted(size * width.columns, size * keys.columns(width), room)
     group = heads // keys.heads

@@ -28,14 +28,12 @@ def measured(name: str, device: torch.device, sizes: tuple[int, ...], otherwise:
         sizes: What the choice goes by; each stands for all down to half of it, without that.
         otherwise: For a device, or for sizes, of which there is no measurement.
     """
-    found = find(name, device, ",".join(str(next_power_of_2(size)) for size in sizes))
-    return otherwise if found is None else found
+    return find(name, device, ",".join(str(next_power_of_2(size)) for size in sizes), otherwise)
 
 
-def find(name: str, device: torch.device, key: str) -> Config | None:
-    """The entry of a table, if there is one."""
-    found = _table(device).get(name, {}).get(key)
-    return None if found is None else tuple(found)
+def find(name: str, device: torch.device, key: str, otherwise: Config) -> Config:
+    """The entry of a table, or what there is without it."""
+    return tuple(_table(device).get(name, {}).get(key, otherwise))
 
 
 @functools.cache

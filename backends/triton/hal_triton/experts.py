@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hal import prepared
+from hal_triton.configurations import measured
 from hal_triton.kernels import experts as kernels
 from hal_triton.layout import ceil_div, element, empty, rows_like, tile, unit
 from hal_triton.moe import blocks_of, moe_align_block_size
@@ -81,12 +82,10 @@ def fused_experts(
 
 def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
     pairs, experts = ids.numel(), weight.shape[0]
-    if pairs <= min(_FEW, experts) or not experts:
-        return _Blocks(pairs, expert_tiles(1, weight.dtype), lambda ids: (ids, None))
-    rows, (_, outs, columns) = pairs // experts, weight.shape
-    if outs % 128 or unit(columns) == 1:
-        rows = min(rows, 64)  # Of larger tiles registers do not hold the addresses and scales.
-    plan = expert_tiles(rows, weight.dtype)
+    single = pairs <= min(_FEW, experts) or not experts
+    plan = _tiles(1 if single else pairs // experts, pairs, weight)
+    if single:
+        return _Blocks(pairs, plan, lambda ids: (ids, None))
     align = moe_align_block_size.prepare(ids, experts, plan.m)
 
     def place(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +93,16 @@ def _blocks(ids: Tensor, weight: Tensor) -> _Blocks:
         return expert_of, pair_of
 
     return _Blocks(blocks_of(pairs, experts, plan.m), plan, place)
+
+
+def _tiles(rows: int, pairs: int, weight: Tensor) -> Tiles:
+    """What is good for both products, with so many rows of an expert."""
+    _, outs, columns = weight.shape
+    if outs % 128 or unit(columns) == 1:
+        # Of larger tiles registers do not hold the addresses and scales.
+        return expert_tiles(min(rows, 64), weight.dtype)
+    sizes, usual = (pairs, *weight.shape, 8 * weight.itemsize), expert_tiles(rows, weight.dtype)
+    return Tiles(*measured("experts", weight.device, sizes, usual))
 
 
 def _sum(x: Tensor, experts: int, choices: int) -> Run:
@@ -126,8 +135,8 @@ def _product(
     scale_expert = groups = 0
     if weight.scale is not None:
         encode = _encode(x, x_stride, weight.data)
-        plan, x_stride, groups = plan._replace(k=BLOCK[1]), columns, ceil_div(columns, BLOCK[1])
-        scale_expert = weight.scale.stride(0)
+        plan, x_stride = plan._replace(k=min(plan.k, BLOCK[1])), columns
+        groups, scale_expert = ceil_div(columns, BLOCK[1]), weight.scale.stride(0)
     elif x.dtype.itemsize > weight.data.dtype.itemsize:
         plan = plan._replace(k=plan.k // 2)  # In float32 a row of x takes twice the room.
     elif parts == 2:

@@ -8,15 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hal_triton.configurations import Config, measured
 from hal_triton.kernels.limits import PIVOTS
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div, empty, unit
 from hal_triton.parameters import Parameter, counts, floats
 
-__all__ = ["PART", "Limits", "Long", "in_parts", "limits_of", "whole"]
+__all__ = ["PART", "Limits", "Long", "in_parts", "limits_of", "searching", "whole"]
 
 PART = 4096
-"""Columns of a part, and of the longest row that a program holds to find its limits."""
+"""Columns of a part, and of the longest row that a program holds to find its limits.
+
+It is the same for all devices and sizes, as masses are summed by parts.
+"""
 _ROOM = 16384
 """Tokens of a row that its list has room for."""
 
@@ -70,10 +74,18 @@ class Long(NamedTuple):
     aligned: int
 
 
-def in_parts(probs: Tensor, rows: int, stride: int, lists: bool) -> Long:
+def in_parts(probs: Tensor, rows: int, stride: int, lists: bool, part: int = PART) -> Long:
     columns, room = probs.shape[-1], _ROOM if lists else 0
-    parts = ceil_div(columns, PART)
+    parts = ceil_div(columns, part)
     space = ceil_div(2 * room + (2 * PIVOTS.value + 4) * parts + 3, 16) * 16
     work = empty((rows, space), probs, torch.int32)
     numbers, aligned = (columns, stride, space, room), unit(columns, stride)
     return Long(work, (rows, parts, 1), numbers, next_power_of_2(parts), aligned)
+
+
+def searching(probs: Tensor) -> Config:
+    """How many tokens of a list a program looks at at once, and its warps.
+
+    Masses are summed in the order that it says, so that it is the same for any number of rows.
+    """
+    return measured("search", probs.device, (probs.shape[-1],), (2048, 8))

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hal_triton.configurations import measured
 from hal_triton.kernels import gemv, matmul
 from hal_triton.layout import Convert, ceil_div, empty, rows_like, same, unit
-from hal_triton.target import has_fp8, shared_memory
-from hal_triton.tiles import Tiles, pair_tile, pairs_win, parts, tiles
+from hal_triton.target import has_fp8, processors, shared_memory
+from hal_triton.tiles import Tiles, native_tiles, pair_tile, pairs_win, parts, tiles
 
 __all__ = ["BLOCK", "Weight", "by_rows", "native", "of_pairs", "product"]
 
@@ -182,7 +183,6 @@ def of_pairs(
     factors, columns = _factors(x, x_scale, weight.data), x.shape[-1]
     *w_expert, w_stride, _ = factors.w_strides
     scale_expert = weight.scale.stride(0) if routed and weight.scale is not None else 0
-    several, n, k = pair_tile(routed, weight.data.dtype.itemsize, outs, columns)
     choices = pairs // max(x.shape[:-1].numel(), 1)
     numbers = (
         pairs, outs, weight.data.shape[-1], weight.data.shape[0] if routed else 1, choices,
@@ -190,10 +190,15 @@ def of_pairs(
         *weight.numbers(columns),
     )  # fmt: skip
     aligned = unit(weight.data.shape[-1], factors.x_stride, w_stride, *w_expert)
+    several, n, k, num_warps = pair_tile(routed, weight.data.dtype.itemsize, outs, columns)
+    if aligned > 1:
+        # Not by the number of pairs, for which see ``pair_tile``.
+        name, sizes = "routed pairs" if routed else "pairs", (outs, columns, weight.bits(x))
+        several, n, k, num_warps = measured(name, x.device, sizes, (several, n, k, num_warps))
     constants = activation, weight.piece(columns) > 1, several, n, k, aligned
     across = ceil_div(outs, n if activation is None else n // 2)
     grid = ceil_div(pairs, several) * across, 1, 1
-    launch = factors.launched(gemv.multiply_pairs.bind(grid, numbers, constants))
+    launch = factors.launched(gemv.multiply_pairs.bind(grid, numbers, constants, num_warps))
     return launch if routed else lambda *given: launch(*given, None, None)
 
 
@@ -215,19 +220,15 @@ def _of_rows(
     """What writes [rows, outs]; it takes what ``of_pairs`` says, without the last two."""
     factors, kind = _factors(x, x_scale, weight.data, weight.packed), weight.kind(x)
     rows, columns, width = x.shape[:-1].numel(), x.shape[-1], weight.data.shape[-1]
-    bits, w_stride = weight.bits(x), factors.w_strides[0]
+    w_stride = factors.w_strides[0]
     aligned = unit(outs, width, factors.x_stride, w_stride)
     # Registers hold no large tiles of which each row has a scale, or each number an address.
     large = aligned > 1 and (
         kind != "blocks" or weight.packed or weight.shared(outs, 128, activation)
     )
-    plan = tiles(rows if large else min(rows, 64), weight.data.shape[0], bits, fast)
-    if kind == "blocks":
-        piece = weight.piece(columns)
-        plan = plan._replace(k=min(plan.k, piece) if weight.packed else piece)
-    plan = plan.fitted(8 * x.dtype.itemsize, bits, shared_memory(x.device))
+    plan, count = _tiles(x, weight, fast, bool(large))
+    part, count = _divided(count, columns, weight.step(columns, plan.k))
     programs = ceil_div(rows, plan.m) * plan.across(outs, activation)
-    part, count = _divided(programs, columns, bits, plan, weight.step(columns, plan.k))
     numbers = (
         rows, outs, width, part * width // max(columns, 1), factors.x_stride, w_stride,
         *factors.by_x, *weight.numbers(columns),
@@ -240,9 +241,30 @@ def _of_rows(
     return factors.launched(launch)
 
 
-def _divided(programs: int, columns: int, bits: int, plan: Tiles, step: int) -> tuple[int, int]:
+def _tiles(x: Tensor, weight: Weight, fast: bool, large: bool) -> tuple[Tiles, int]:
+    """What programs have at once, and into how many parts columns are to be divided."""
+    rows, columns, n = x.shape[:-1].numel(), x.shape[-1], weight.data.shape[0]
+    kind, bits, most = weight.kind(x), weight.bits(x), processors(x.device)
+
+    def held(plan: Tiles) -> Tiles:
+        if kind == "blocks":
+            plan = plan._replace(k=min(plan.k, weight.piece(columns)))
+        return plan.fitted(8 * x.dtype.itemsize, bits, shared_memory(x.device))
+
+    few = rows if large else min(rows, 64)
+    plan = held(native_tiles(few, n, most) if fast and bits == 8 else tiles(few, bits))
+    programs = ceil_div(rows, plan.m) * ceil_div(n, plan.n)
+    count = parts(programs, columns, bits, plan.num_warps, most)
+    # Codes that become other numbers in registers take more of them than what was measured.
+    if large and (fast or bits != 8):
+        sizes = rows, n, columns, bits
+        *tile, count = measured(f"product {kind}", x.device, sizes, (*plan, count))
+        plan = held(Tiles(*tile))
+    return plan, count
+
+
+def _divided(count: int, columns: int, step: int) -> tuple[int, int]:
     """Columns of a part, a multiple of a step, and how many parts there are."""
-    count = parts(programs, columns, bits, plan.num_warps)
     part = max(ceil_div(ceil_div(columns, count), step), 1) * step
     return part, max(ceil_div(columns, part), 1)
 

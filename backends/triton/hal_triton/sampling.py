@@ -9,22 +9,21 @@ import torch
 from torch import Tensor
 
 from hal import prepared
+from hal_triton import draws
 from hal_triton.kernels import logits as logits_kernels
 from hal_triton.kernels import parts as part_kernels
 from hal_triton.kernels import renorm as renorm_kernels
 from hal_triton.kernels import sampling as kernels
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import WIDEST, ceil_div, empty, empty_like, rows_like, same, unit
-from hal_triton.limits import PART, Limits, Long, in_parts, limits_of, whole
+from hal_triton.limits import PART, Limits, Long, in_parts, limits_of, searching, whole
 from hal_triton.parameters import floats, integers
 from hal_triton.target import served
 
 Run = Callable[..., Any]
 
 _PIECE = 1024
-"""Columns that are drawn from at once."""
-_LOOK = 2048
-"""Tokens of a list that are looked at at once."""
+"""Columns that are masked, or divided, at once."""
 
 
 def _served_first(*args: Any, **kwargs: Any) -> str | None:
@@ -134,7 +133,7 @@ def _renorm(
     place = 2 if limits.kinds[1] else 0 if top_p is None else 1
     words_of = limits.given[place].words
     if columns > PART:
-        launch = _renorm_long(in_parts(probs, rows, stride, limits.kinds[0]), limits)
+        launch = _renorm_long(probs, in_parts(probs, rows, stride, limits.kinds[0]), limits)
     else:
         grid, *shape, num_warps = whole(rows, columns, PART)
         constants = *limits.kinds, *shape, unit(columns, stride)
@@ -150,17 +149,18 @@ def _renorm(
     return run
 
 
-def _renorm_long(long: Long, limits: Limits) -> Run:
+def _renorm_long(probs: Tensor, long: Long, limits: Limits) -> Run:
     counted, (rows, parts, _) = limits.kinds[0], long.grid
     floored, shape = (*long.numbers, *limits.floor), (long.parts, PART, long.aligned)
     leading = *long.numbers, *limits.leading
     constants = counted, False, True, *shape
     survey = part_kernels.survey.bind(long.grid, (*leading, *limits.floor, -1), constants)
     every = *leading, *limits.floor, -1, 0, -1, 0, -1
-    constants = True, False, False, False, long.parts, PART, _PIECE, long.aligned
+    constants = True, False, False, False, long.parts, PART, PART, long.aligned
     collect = kernels.collect.bind(long.grid, every, constants, 8)
-    constants = long.parts, _LOOK
-    settle = renorm_kernels.settle.bind((rows, 1, 1), (*leading, parts), constants, 8)
+    size, num_warps = searching(probs)
+    constants = long.parts, size
+    settle = renorm_kernels.settle.bind((rows, 1, 1), (*leading, parts), constants, num_warps)
     weigh = renorm_kernels.weigh.bind(long.grid, floored, shape)
     finish = renorm_kernels.renorm_parts.bind(long.grid, floored, (not counted, *shape))
 
@@ -196,11 +196,13 @@ def sample(
     rows = (probs if indices is None else indices).shape[0]
     made = empty((rows,), probs, torch.int32)
     rows_in, _, stride = rows_like(probs)
-    if probs.shape[-1] > PART:
-        long = in_parts(probs, rows, stride, limits.kinds[0])
-        launch = _sample_long(long, limits.kinds, numbers, top_k is None and top_p is not None)
+    if probs.shape[-1] <= PART:
+        launch = draws.of_short(rows, probs.shape[-1], stride, limits.kinds, numbers)
+    elif any(limits.kinds):
+        long, first = in_parts(probs, rows, stride, limits.kinds[0]), top_k is None
+        launch = draws.of_limited(probs, long, limits.kinds, numbers, first and top_p is not None)
     else:
-        launch = _sample_short(rows, probs.shape[-1], stride, limits.kinds, numbers)
+        launch = draws.of_whole(probs, rows, stride, numbers)
 
     def run(
         probs: Tensor,
@@ -218,44 +220,5 @@ def sample(
             out, rows_in(probs), *[words(value) for words, value in zip(given, values, strict=True)]
         )
         return out
-
-    return run
-
-
-def _sample_short(
-    rows: int, columns: int, stride: int, kinds: tuple[bool, bool], numbers: tuple[int, ...]
-) -> Run:
-    grid, *shape, num_warps = whole(rows, columns, PART)
-    constants = *kinds, *shape, unit(columns, stride)
-    return kernels.sample_rows.bind(grid, (rows, columns, stride, *numbers), constants, num_warps)
-
-
-def _sample_long(
-    long: Long, kinds: tuple[bool, bool], numbers: tuple[int, ...], first: bool
-) -> Run:
-    """``first`` a token is drawn without limits, and looked for them only if they forbid it."""
-    (rows, parts, _), every, limited = long.grid, (*long.numbers, *numbers), kinds[0]
-    shape = long.parts, PART, long.aligned
-    constants = False, False, True, False, long.parts, PART, PART, long.aligned
-    draw = kernels.collect.bind(long.grid, every, constants, 8)
-    look = part_kernels.look.bind(long.grid, (*long.numbers, numbers[-1]), shape)
-    leading = *long.numbers, *numbers[:7], numbers[-1]
-    survey = part_kernels.survey.bind(long.grid, leading, (limited, first, False, *shape))
-    # With a floor few pieces of a part have anything to draw; with a list drawing is rare.
-    piece = _PIECE if any(kinds) else PART
-    constants = *kinds, True, first, long.parts, PART, piece, long.aligned
-    collect = kernels.collect.bind(long.grid, every, constants, 8)
-    constants, num_warps = (*kinds, first, long.parts, _LOOK), 8 if limited else 1
-    choose = kernels.choose.bind((rows, 1, 1), (*every, parts), constants, num_warps)
-
-    def run(out: Tensor, x: Tensor, *words: Tensor) -> None:
-        work = long.work()
-        if first:
-            draw(work, x, *words)
-            look(work, x, words[-1])
-        if any(kinds):
-            survey(work, x, *words[:3], words[-1])
-        collect(work, x, *words)
-        choose(out, work, x, *words)
 
     return run

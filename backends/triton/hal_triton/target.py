@@ -15,8 +15,10 @@ from hal_triton.launch import INTERPRETED, driver
 if TYPE_CHECKING:
     from hal import Device
 
-__all__ = ["has_fp8", "served", "shared_memory", "works"]
+__all__ = ["has_fp8", "processors", "served", "shared_memory", "works"]
 
+_PROCESSORS = 132
+"""Those of an H100, on which rules of thumb were found."""
 _ODD = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -38,6 +40,12 @@ def _native() -> str | None:
 def has_fp8(device: torch.device) -> bool:
     """Whether a device multiplies 8-bit floats as they are."""
     return not INTERPRETED and hal.supports(hal.Capability.FP8, device)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many of them programs are spread over, as of an H100 where nobody says."""
+    return hal.device(device).multiprocessors or _PROCESSORS
 
 
 @functools.cache

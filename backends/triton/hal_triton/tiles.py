@@ -1,4 +1,4 @@
-"""What programs of products have at once: all that is measured of them, by sizes."""
+"""What programs of products have at once, by sizes: rules of thumb, found on an H100."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 from hal_triton.launch import next_power_of_2
 from hal_triton.layout import ceil_div
 
-__all__ = ["Tiles", "expert_tiles", "pair_tile", "pairs_win", "parts", "tiles"]
+__all__ = ["Tiles", "expert_tiles", "native_tiles", "pair_tile", "pairs_win", "parts", "tiles"]
 
-_PROCESSORS = 132
-"""Those of an H100, which tiles and parts are for."""
 _LEAST = {4: 1024, 8: 2048, 16: 4096, 32: 4096}
 """Columns of a part at least, by the bits of an element of the weight."""
 _LONG = {4: 0, 8: 8192, 16: 4096}
@@ -47,8 +45,8 @@ class Tiles(NamedTuple):
         return self._replace(**less).fitted(x_bits, bits, room)
 
 
-def tiles(rows: int, n: int, bits: int, native: bool = False) -> Tiles:
-    """What is good for so many rows and a weight of n rows, of elements of so many bits."""
+def tiles(rows: int, bits: int) -> Tiles:
+    """What is good for so many rows, and a weight of elements of so many bits."""
     if bits == 32:
         return Tiles(16, 64, 64, 4, 3) if rows <= 16 else Tiles(32, 64, 32, 4, 3)
     if bits == 4:
@@ -57,9 +55,6 @@ def tiles(rows: int, n: int, bits: int, native: bool = False) -> Tiles:
     if rows <= 16:
         # All of the time goes into reading the weight: few rows of it, and many loads under way.
         return Tiles(16, 32, 128, 4, 5 if bits == 16 else 6)
-    if native:
-        few = rows <= 64 or ceil_div(rows, 128) * ceil_div(n, 128) < _PROCESSORS
-        return Tiles(64, 64, 128, 4, 4) if few else Tiles(128, 128, 128, 8, 4)
     if bits == 8:
         # Codes become 16-bit numbers in registers: the fewer times the larger tiles are.
         small = Tiles(32 if rows <= 32 else 64, 64, 128, 8, 3)
@@ -69,12 +64,20 @@ def tiles(rows: int, n: int, bits: int, native: bool = False) -> Tiles:
     return Tiles(64, 128, 64, 4, 4) if rows <= 256 else Tiles(128, 128, 64, 8, 3)
 
 
+def native_tiles(rows: int, n: int, processors: int) -> Tiles:
+    """The same for codes of 8 bits that are multiplied as they are, and n rows of the weight."""
+    if rows <= 16:
+        return tiles(rows, 8)
+    few = rows <= 64 or ceil_div(rows, 128) * ceil_div(n, 128) < processors
+    return Tiles(64, 64, 128, 4, 4) if few else Tiles(128, 128, 128, 8, 4)
+
+
 def expert_tiles(rows: int, dtype: torch.dtype) -> Tiles:
     """What is good for experts that have so many rows each, and weights of a dtype."""
     if dtype == torch.bfloat16 and rows >= 128:
         # Traffic from the cache is what limits them, which is half as much again with 128 x 128.
         return Tiles(128, 256, 64, 8, 3)
-    return tiles(rows, 1, 8 * dtype.itemsize)
+    return tiles(rows, 8 * dtype.itemsize)
 
 
 def _few_bits(rows: int) -> Tiles:
@@ -82,25 +85,25 @@ def _few_bits(rows: int) -> Tiles:
     return Tiles(m, 64, 128, 8 if m == 128 else 4, {16: 6, 128: 3}.get(m, 4))
 
 
-def parts(programs: int, columns: int, bits: int, num_warps: int) -> int:
+def parts(programs: int, columns: int, bits: int, num_warps: int, processors: int) -> int:
     """Into how many parts columns are divided, whose sums are added up by another kernel.
 
     One program for each processor waits for its own loads most of the time; each step of it takes
     0.45 us whatever it reads, measured on an H100.
     """
-    enough = _PROCESSORS * 16 // num_warps // max(programs, 1)
+    enough = processors * 16 // num_warps // max(programs, 1)
     return max(1, min(enough, columns // _LEAST[bits]))
 
 
-def pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int, int, int]:
-    """Pairs, rows of the weight for each, and columns that a program has at once.
+def pair_tile(routed: bool, itemsize: int, outs: int, columns: int) -> tuple[int, int, int, int]:
+    """Pairs, rows of the weight for each, and columns that a program has at once, and its warps.
 
     How many pairs there are has no part in it: with the tile the order of a sum may change.
     """
     if not routed:
-        return 1, 4 if outs < 8192 else 8, 2048 if itemsize == 1 else 1024
+        return 1, 4 if outs < 8192 else 8, 2048 if itemsize == 1 else 1024, 4
     k = max(128, min(next_power_of_2(columns), 1024))
-    return 1024 // k, 8, k
+    return 1024 // k, 8, k, 4
 
 
 def pairs_win(n: int, bits: int) -> bool:

@@ -28,9 +28,9 @@ from hal.testing.records.renorm import (
 from hal.testing.records.vocab import HALF, SIZES, Maker, each_row, rows_of, views, with_nan
 
 # With offset 0 the first three draw from the tail below; for the last the word of a token is
-# 2**32 - 28, a uniform number that float32 rounds to 1.
-TAIL_SEEDS = [9537, 24566, 33578]
-LAST_SEED, LAST_TOKEN = 69, 89062
+# 2**32 - 52, a uniform number that float32 rounds to 1.
+TAIL_SEEDS = [5532, 9537, 26289]
+LAST_SEED, LAST_TOKEN = 678, 6854
 
 
 def sample_samples() -> Iterator[Sample]:
@@ -179,10 +179,10 @@ def sample_refusals() -> Iterator[Refusal]:
 
 
 def philox_oracle(seed: int, offset: int, tokens: np.ndarray) -> np.ndarray:
-    """The first word of Philox4x32-10 for each token, with 64-bit unsigned products."""
+    """The word of Philox4x32-10 for each token, four to a call, with 64-bit unsigned products."""
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     full = np.full(tokens.shape, offset % 2**64, dtype=np.uint64)
-    state = [full & mask, full >> shift, tokens.astype(np.uint64), np.zeros_like(full)]
+    state = [full & mask, full >> shift, (tokens // 4).astype(np.uint64), np.zeros_like(full)]
     key = [seed % 2**32, seed % 2**64 >> 32]
     for _ in range(10):
         first = state[0] * np.uint64(0xD2511F53)
@@ -194,7 +194,7 @@ def philox_oracle(seed: int, offset: int, tokens: np.ndarray) -> np.ndarray:
             first & mask,
         ]
         key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
-    return state[0]
+    return np.choose(tokens % 4, state)
 
 
 def draw_oracle(row: np.ndarray, seed: int, offset: int, **limits: Any) -> int:

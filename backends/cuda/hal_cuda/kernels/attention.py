@@ -64,9 +64,9 @@ def _finish(
     mask = (row < tokens) & (head < heads)
     known = tl.load(given + head * head_stride + row, mask, 0.0)
     value = tl.load(out + (row * heads + head) * width, mask, 0.0).to(tl.float32)
-    # Some kernels say +inf where there is nothing to sum, and where a sum is NaN.
+    # Some kernels say +inf, or -inf, where there is nothing to sum and where a sum is NaN.
     nothing = tl.where(value != value, value, float("-inf"))
-    known = tl.where(known == float("inf"), nothing, known)
+    known = tl.where(tl.abs(known) == float("inf"), nothing, known)
     tl.store(lse + row * heads + head, tl.where(row < end, known, float("-inf")), mask)
     if first + ROWS > end:
         width = width // _UNIT * _UNIT

@@ -21,7 +21,6 @@ from hal_triton.kernels.limits import (
     mass_of,
     within,
 )
-from hal_triton.kernels.noise import NEVER
 from hal_triton.kernels.parameters import word_of
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
@@ -66,16 +65,15 @@ def peak_of(peaks, parts, PARTS: tl.constexpr):
 
 @triton.jit
 def best_of(scores, tokens):
-    """The token of the best score, the first of several; 0 if there is none to be drawn."""
-    best = tl.max(scores, 0)
-    return tl.where(best == NEVER, 0, tl.min(tl.where(scores == best, tokens, ALL), 0))
+    """The token of the best score, the first of several."""
+    return tl.min(tl.where(scores == tl.max(scores, 0), tokens, ALL), 0)
 
 
 @triton.jit
 def drawn(draws, parts, PARTS: tl.constexpr):
-    """The best of the draws of all parts."""
+    """The best of the draws of all parts; 0 if there is none, as the token of a score of 0 is."""
     part = tl.arange(0, PARTS)
-    scores = tl.load(draws + part, part < parts, NEVER)
+    scores = tl.load(draws + part, part < parts, 0)
     return best_of(scores, tl.load(draws + parts + part, part < parts, 0))
 
 

@@ -1,8 +1,8 @@
 """Draws: from rows that a program holds, or in steps from parts of rows.
 
 Of a long row with limits, after the parts' counts, all tokens are listed above the pivot that the
-limits end at. In the list, or if it has no room for them in the row itself, a program finds the end
-and draws. A row that the limits leave whole is drawn from in parts.
+limits end at. From the list, or if it has no room for them from the row itself, a program draws. A
+row that the limits leave whole is drawn from in parts.
 
 Where only a mass limits, a row is drawn from as if it were whole first. If that token is one that
 is kept, it is the best of those, and nothing is searched: with a top_p of 0.9 it is one in nine of
@@ -23,12 +23,20 @@ from hal_triton.kernels.limits import (
     keys_at,
     leading_of,
     left_of,
-    search,
+    mass_of,
+    passes,
     within,
 )
-from hal_triton.kernels.noise import NEVER, exponential, score
+from hal_triton.kernels.noise import NEAR, score, stream_of, word_of_each, words_of_fours
 from hal_triton.kernels.parameters import word_of
-from hal_triton.kernels.parts import best_of, drawn, part_of, peak_of, places_of, surveyed
+from hal_triton.kernels.parts import (
+    best_of,
+    drawn,
+    part_of,
+    peak_of,
+    places_of,
+    surveyed,
+)
 from hal_triton.kernels.pdl import await_previous
 from hal_triton.launch import launcher
 
@@ -78,13 +86,14 @@ def sample_rows(
         key, column, row, columns, top_k, k_stride, k_high, k_number,
         top_p, p_stride, p_number, min_p, m_stride, m_number, LIMITED, MIN_P,
     )  # fmt: skip
-    noise = exponential(
-        column, row[:, None], seed, seed_stride, seed_number, offset, offset_stride, offset_number
+    c0, c1, k0, k1 = stream_of(
+        row[:, None], seed, seed_stride, seed_number, offset, offset_stride, offset_number
     )
-    scores = tl.where(kept & (key > 0), score(key, noise), NEVER)
-    best = tl.max(scores, 1)
-    token = tl.min(tl.where(scores == best[:, None], column, ALL), 1)
-    tl.store(out + row, tl.where(best == NEVER, 0, token), valid)
+    word = words_of_fours(tl.arange(0, BLOCK // 4)[None, :], c0, c1, k0, k1)
+    scores = score(mass_of(key, kept), word, True)
+    # Without any token to draw it is the first of those that score 0.
+    token = tl.min(tl.where(scores == tl.max(scores, 1)[:, None], column, ALL), 1)
+    tl.store(out + row, token, valid)
 
 
 @launcher
@@ -156,64 +165,127 @@ def collect(
             tl.store(start + room + place, column, listed)
     if DRAWS:  # Nothing is compiled without it.
         if whole:
-            floor = row * 0 + 1
+            c0, c1, k0, k1 = stream_of(
+                row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
+            )
+            line, first = probs + source.to(tl.int64) * (stride // UNIT * UNIT), part * TILE
+            best, token = row * 0.0, row * 0
             if MIN_P:
                 peak = peak_of(peaks, parts, PARTS)
                 floor = tl.maximum(floor_of(row, peak, min_p, m_stride, m_number), 1)
-            best = tl.full((BLOCK,), NEVER, tl.int32)
-            token = tl.zeros((BLOCK,), tl.int32)
-            for piece in tl.static_range(TILE // BLOCK):
-                first = part * TILE + piece * BLOCK
-                key, column = part_of(probs, source, stride, first, columns, False, BLOCK, UNIT)
-                # With a floor few pieces have any.
-                if TILE == BLOCK or tl.max(key, 0) >= floor:
-                    best, token = _better(
-                        best, token, key >= floor, key, column, row, seed, seed_stride, seed_number,
-                        offset, offset_stride, offset_number,
+                if tl.load(peaks + part) >= floor:  # Few parts have any.
+                    best, token = _best_of_part(
+                        line, first, columns, floor, c0, c1, k0, k1,
+                        True, TILE, BLOCK, UNIT,
                     )  # fmt: skip
-            most_scored = tl.max(best, 0)
-            tl.store(draws + part, most_scored)
-            first_token = tl.min(tl.where(best == most_scored, token, ALL), 0)
-            tl.store(draws + parts + part, first_token)
+            else:
+                best, token = _best_of_part(
+                    line, first, columns, 1, c0, c1, k0, k1, False, TILE, BLOCK, UNIT
+                )
+                p = tl.load(line + token).to(tl.float32)
+                # Else no score of another, be it too much, is above this one, which is right.
+                if best * NEAR < p:
+                    best, token = _best_of_part(
+                        line, first, columns, 1, c0, c1, k0, k1, True, TILE, BLOCK, UNIT
+                    )
+            tl.store(draws + part, best.to(tl.int32, bitcast=True))
+            tl.store(draws + parts + part, token)
 
 
 @triton.jit
-def _better(
-    best, token, kept, key, column, row, seed, seed_stride, seed_number,
-    offset, offset_stride, offset_number,
+def _best_of_part(
+    line, start, columns, floor, c0, c1, k0, k1,
+    EXACT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
+    """The best score of a part of a row and its token; 0 and 0 without any to draw."""
+    best, token = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+    if EXACT:  # It is rare, so that it should take little room.
+        for first in range(start, start + TILE, BLOCK):
+            best, token = _better_of(
+                best, token, line, first, columns, floor, c0, c1, k0, k1, True, BLOCK, UNIT
+            )
+    else:
+        for piece in tl.static_range(TILE // BLOCK):
+            first = start + piece * BLOCK
+            best, token = _better_of(
+                best, token, line, first, columns, floor, c0, c1, k0, k1, False, BLOCK, UNIT
+            )
+    return tl.max(best, 0), best_of(best, token)
+
+
+@triton.jit
+def _better_of(
+    best, token, line, first, columns, floor, c0, c1, k0, k1,
+    EXACT: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """The best scores so far and their tokens, with those of the tokens from a first on."""
+    column = first + tl.arange(0, BLOCK)
+    p = tl.load(line + column, column < columns // UNIT * UNIT, 0.0).to(tl.float32)
+    if EXACT:
+        p = mass_of(key_of(p, False), key_of(p, False) >= floor)
+    word = words_of_fours(first // 4 + tl.arange(0, BLOCK // 4), c0, c1, k0, k1)
+    return _better(best, token, score(p, word, EXACT), column)
+
+
+@triton.jit
+def _better(best, token, scores, column):
     """The best scores so far and their tokens, with those of more tokens."""
-    noise = exponential(
-        column, row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
-    )
-    scores = tl.where(kept, score(key, noise), NEVER)
-    # An equal score of a later token is not better.
-    return tl.maximum(scores, best), tl.where(scores > best, column, token)
+    # An equal score of a later token is not better, and that of NaN never is.
+    better = scores > best
+    return tl.where(better, scores, best), tl.where(better, column, token)
 
 
 @triton.jit
 def _drawn(
-    source, columns, size, low, high, left, count, mass, most, limit, floor, row,
+    source, columns, size, line, last, end, most, limit, floor, row,
     seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The token of one row within limits, as ``search`` takes it, not below a floor."""
-    last, end, _ = search(source, columns, size, low, high, left, count, mass, most, limit, BLOCK)
-    floor = tl.maximum(floor, last)
-    best = tl.full((BLOCK,), NEVER, tl.int32)
-    token = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, size, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        key = keys_at(source, place, size)
-        column = place
-        if columns is not None:
-            column = tl.load(columns + place, place < size, 0)
-        kept = (key >= floor) & within(key, column, last, end)
-        if tl.max(kept.to(tl.int32), 0) > 0:
-            best, token = _better(
-                best, token, kept, key, column, row, seed, seed_stride, seed_number,
-                offset, offset_stride, offset_number,
-            )  # fmt: skip
-    return best_of(best, token)
+    """The token of one row, up to a key and a column, from all its keys or a list of those wanted.
+
+    One is drawn as if it had no limits, and what precedes it is counted. If that is too much, none
+    that it precedes is kept either, and another is drawn of those before it. Each time a part of
+    the mass is left out, so that it is over after a few, where a search for the end takes many.
+    """
+    c0, c1, k0, k1 = stream_of(
+        row, seed, seed_stride, seed_number, offset, offset_stride, offset_number
+    )
+    some = tl.arange(0, BLOCK)
+    token, going = row * 0, row >= 0
+    while going:
+        best, tokens = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+        for first in range(0, size, BLOCK):
+            key, column = _listed(source, columns, first + some, size)
+            left = (key >= floor) & within(key, column, last, end)
+            if columns is None:
+                if tl.max(left.to(tl.int32), 0) > 0:
+                    word = words_of_fours(first // 4 + tl.arange(0, BLOCK // 4), c0, c1, k0, k1)
+                    scores = score(mass_of(key, left), word, True)
+                    best, tokens = _better(best, tokens, scores, column)
+            else:
+                word = word_of_each(column, c0, c1, k0, k1)
+                scores = score(mass_of(key, left), word, True)
+                best, tokens = _better(best, tokens, scores, column)
+        token = best_of(best, tokens)
+        last, end = key_of(tl.load(line + token), False), token - 1
+        counts, masses = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.float32)
+        for first in range(0, size, BLOCK):
+            key, column = _listed(source, columns, first + some, size)
+            before = within(key, column, last, end)
+            counts += before.to(tl.int32)
+            masses += mass_of(key, before)
+        count, mass = tl.sum(counts, 0), tl.sum(masses, 0)
+        # The first token is kept whatever the limits, and a floor of NaN leaves none.
+        going = (count > 0) & (tl.max(best, 0) > 0) & ~passes(count, mass, most, limit)
+    return token
+
+
+@triton.jit
+def _listed(source, columns, place, size):
+    """Keys and columns at some places of a list, or of a row that has no list."""
+    column = place
+    if columns is not None:
+        column = tl.load(columns + place, place < size, 0)
+    return keys_at(source, place, size), column
 
 
 @launcher
@@ -268,24 +340,26 @@ def choose(
         )  # fmt: skip
         n, m = surveyed(counts, masses, parts, PARTS)
         peak = peak_of(peaks, parts, PARTS)
-        index, low, high, left, count, mass = bracket(n, m, peak, most, limit)
+        index, low, _, left, _, _ = bracket(n, m, peak, most, limit)
         whole = index == PIVOTS
         if index < PIVOTS:
-            floor = row * 0 + 1
+            floor = tl.maximum(low, 1)
             if MIN_P:
-                floor = tl.maximum(floor_of(row, peak, min_p, m_stride, m_number), 1)
+                floor = tl.maximum(floor_of(row, peak, min_p, m_stride, m_number), floor)
+            line = probs + word_of(indices, row, index_stride, row).to(tl.int64) * stride
+            last, end = row * 0, row * 0 + ALL
+            if DRAWN:  # What precedes that token is too much.
+                end = tl.load(ends) - 1
+                last = key_of(tl.load(line + end + 1), False)
             if left <= room:
                 token = _drawn(
-                    start, start + room, left, low, high, left, count, mass, most, limit, floor,
-                    row, seed, seed_stride, seed_number, offset, offset_stride, offset_number,
-                    BLOCK,
+                    start, start + room, left, line, last, end, most, limit, floor, row,
+                    seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK,
                 )  # fmt: skip
             else:
-                source = word_of(indices, row, index_stride, row).to(tl.int64)
                 token = _drawn(
-                    probs + source * stride, None, columns, low, high, left, count, mass, most,
-                    limit, floor, row, seed, seed_stride, seed_number,
-                    offset, offset_stride, offset_number, BLOCK,
+                    line, None, columns, line, last, end, most, limit, floor, row,
+                    seed, seed_stride, seed_number, offset, offset_stride, offset_number, BLOCK,
                 )  # fmt: skip
     if whole:
         token = drawn(draws, parts, PARTS)
