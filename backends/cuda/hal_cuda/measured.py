@@ -34,8 +34,6 @@ MEASURED: Mapping[int, Mapping[tuple[str, str], Times]] = {
     # rows of 28672, were lost by both libraries, 2**27.8, 8192 of them, won.
     90: {
         ("sgl_kernel", "silu_and_mul"): Times(0.97, 3.81, since=2**27),
-        # As quick there, but its build for this device has fast math, whose tanh may have 11 bits.
-        ("sgl_kernel", "gelu_tanh_and_mul"): Times(0.97, 3.74),
         ("sgl_kernel", "rms_norm"): Times(1.05, 1.28),
         ("sgl_kernel", "fused_add_rms_norm"): Times(0.99, 1.21),
         ("sgl_kernel", "moe_sum"): Times(1.00, 1.23),

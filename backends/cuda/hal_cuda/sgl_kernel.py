@@ -100,7 +100,6 @@ def _gate(theirs: str) -> dict[str, Any]:
 _RIGHT: Mapping[str, tuple[str, dict[str, Any]]] = {
     "silu_and_mul": ("silu_and_mul", _gate("silu_and_mul")),
     "gelu_and_mul": ("gelu_and_mul", _gate("gelu_and_mul")),
-    "gelu_tanh_and_mul": ("gelu_tanh_and_mul", _gate("gelu_tanh_and_mul")),
     "rms_norm": ("rmsnorm", _norm("rmsnorm")),
     "gemma_rms_norm": ("gemma_rmsnorm", _norm("gemma_rmsnorm")),
     "fused_add_rms_norm": ("fused_add_rmsnorm", _add_norm("fused_add_rmsnorm")),
@@ -112,6 +111,8 @@ _RIGHT: Mapping[str, tuple[str, dict[str, Any]]] = {
 _TIES = "it keeps all that tie with the last one, of which there may be many"
 
 _WRONG: Mapping[str, str] = {
+    # Up to 1.1e-2 of a result at gates from -4 to -2, on an H100; rounding takes 2e-3 of it.
+    "gelu_tanh_and_mul": "its tanh has 11 bits, which says nothing of gates below -3",
     "merge_attention_states": "it is NaN where neither side has keys, or one that has none is NaN",
     "moe_align_block_size": "an expert's pairs come in no order, and ids of -1 have blocks",
     "per_token_group_quant": "it leaves NaN out of a group's scale, which then tells nothing of it",
