@@ -91,13 +91,46 @@ def _parts(module: GraphModule, at: Collection[OpOverload]) -> dict[Node, int]:
     return parts
 
 
+def _reach(fake: Tensor) -> range | None:
+    """From the first to the last element in its memory; None if that goes by a number of tokens."""
+    numbers = [*fake.shape, *fake.stride(), fake.storage_offset()]
+    if any(isinstance(number, torch.SymInt) for number in numbers):
+        return None
+    first, steps = fake.storage_offset(), zip(fake.shape, fake.stride(), strict=True)
+    return range(first, first + 1 + sum((size - 1) * step for size, step in steps))
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    """Whether what is written to one is not seen in the other."""
+    if one.untyped_storage()._cdata != other.untyped_storage()._cdata:  # pyright: ignore
+        return True
+    a, b = _reach(one), _reach(other)
+    return a is not None and b is not None and (a.stop <= b.start or b.stop <= a.start)
+
+
+def _at_the_start(fake: Any, given: Sequence[Any]) -> Any:
+    """An input that begins where its memory does, as the address says with which code is called.
+
+    Of one that begins later, such as a layer of a cache, what is written in place is written as
+    much too far, by the code that Inductor makes before torch 2.13.
+    """
+    if not isinstance(fake, FakeTensor) or not (reach := _reach(fake)) or not reach.start:
+        return fake
+    others = (each for each in given if isinstance(each, Tensor) and each is not fake)
+    if not all(_apart(fake, other) for other in others):
+        return fake
+    with fake.fake_mode:
+        return torch.empty_strided(fake.size(), fake.stride(), dtype=fake.dtype, device=fake.device)
+
+
 def _compiled(piece: GraphModule, compiler: str) -> Callable[..., Any]:
     if compiler == "eager":
         return piece
     from torch._guards import TracingContext
     from torch._inductor.compile_fx import compile_fx
 
-    fakes = [n.meta["example_value"] for n in piece.graph.find_nodes(op="placeholder")]
+    given = [n.meta["example_value"] for n in piece.graph.find_nodes(op="placeholder")]
+    fakes = [_at_the_start(fake, given) for fake in given]
     context = TracingContext.get()
     # For a backend Dynamo has a mode of its own (torch 2.7), in which nothing of a piece is.
     before = context.fake_mode
