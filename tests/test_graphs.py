@@ -157,3 +157,20 @@ def test_memory_does_not_grow_over_a_thousand_replays() -> None:
     for _ in range(1000):
         fast(x)
     assert (module.memory_reserved(), module.memory_allocated()) == before
+
+
+def test_what_a_library_of_products_keeps_for_a_stream_lasts_as_long_as_the_graphs() -> None:
+    """Torch's own graphs of compiled code have it let go of that, and its memory is given back."""
+    forget = getattr(torch._C, f"_{HERE.type}_clearCublasWorkspaces", None) if HERE else None
+    if forget is None:
+        pytest.skip("torch keeps nothing of that kind there")
+    weight = draw(4096, 4096)
+    fast = hal.graphs.capture(lambda x: x @ weight, draw(20, 4096))
+    x = draw(20, 4096)
+    want = fast(x)
+    forget()
+    module = torch.get_device_module(HERE)
+    module.empty_cache()
+    held = [torch.full((1 << 22,), float("nan"), device=HERE) for _ in range(16)]
+    assert torch.equal(fast(x), want)
+    assert all(each.isnan().all() for each in held)

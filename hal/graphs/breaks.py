@@ -116,9 +116,8 @@ class Recording:
 
     def end(self) -> None:
         """End the graph that is under way."""
-        graph, self._under_way = self._under_way, None
-        self.graphs.append(graph)
-        self._maker.end(graph)
+        begun, self._under_way = self._under_way, None
+        self.graphs.append(self._maker.end(begun))
 
     def abandon(self) -> None:
         """Leave nothing behind."""

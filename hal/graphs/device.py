@@ -120,13 +120,17 @@ def end_capture(graph: Any, device: torch.device, pool: Any) -> None:
         raise
 
 
-_streams: dict[torch.device, Any] = {}
+_streams: dict[Any, Any] = {}
 _alive: dict[str, weakref.WeakSet[Any]] = {}
 
 
 @attrs.frozen(eq=False)
 class Maker:
     """Makes the graphs of one device, all of them on one stream and from one pool.
+
+    Nothing but captures is on that stream, and none of another pool. What a library of products
+    keeps for a stream is then made in the first of them, from the pool, and lies there as long as
+    the graphs, even if torch is told to let go of it, as its own graphs of compiled code do.
 
     Attributes:
         device: Where.
@@ -163,13 +167,14 @@ class Maker:
         """Bytes of the device that are taken, for tensors and graphs."""
         return self.module.memory_reserved(self.device)
 
+    def _stream(self, key: Any) -> Any:
+        return _streams.get(key) or _streams.setdefault(key, self.module.Stream())
+
     @contextlib.contextmanager
     def aside(self) -> Generator[None, None, None]:
-        """Put what follows on the stream of captures, after and before all on the current one."""
-        stream = _streams.get(self.device)
+        """Put what follows on a stream of its own, after and before all on the current one."""
         with self.module.device(self.device):
-            stream = stream or _streams.setdefault(self.device, self.module.Stream())
-            before = self.module.current_stream()
+            stream, before = self._stream(self.device), self.module.current_stream()
             stream.wait_stream(before)
             try:
                 with self.module.stream(stream):
@@ -183,23 +188,35 @@ class Maker:
         self.module.synchronize()
         self.module.empty_cache()
 
-    def begin(self) -> Any:
-        """A graph that captures the current stream from here on.
+    def begin(self) -> tuple[Any, Any]:
+        """A graph that captures what follows, and what ``end`` wants to know of it.
 
         What other threads do, such as loading, is not part of it, and does not disturb it.
         """
-        graph = self.kind()
-        graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-        return graph
+        graph, stream = self.kind(), self._stream((self.device, self.pool))
+        stream.wait_stream(self.module.current_stream())
+        current = self.module.stream(stream)
+        current.__enter__()
+        try:
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+        except BaseException:
+            current.__exit__(None, None, None)
+            raise
+        return graph, current
 
-    def end(self, graph: Any) -> None:
-        """End a capture.
+    def end(self, begun: tuple[Any, Any]) -> Any:
+        """End a capture, and return its graph.
 
         Raises:
             RuntimeError: It was made invalid; of that nothing is left.
         """
-        end_capture(graph, self.device, self.pool)
+        graph, current = begun
+        try:
+            end_capture(graph, self.device, self.pool)
+        finally:
+            current.__exit__(None, None, None)
         self.alive.add(graph)
+        return graph
 
     def drop(self, graph: Any) -> None:
         """Give back what a graph holds."""
