@@ -142,6 +142,12 @@ def _compiled(piece: GraphModule, compiler: str) -> Callable[..., Any]:
         context.fake_mode = before
 
 
+def _direct(part: GraphModule) -> Callable[..., Any]:
+    """What FX has written for a part, without what stands before it until it is asked for."""
+    assert part.code
+    return part.forward
+
+
 def _hint(node: Node) -> int | None:
     """The number that was given for an input which is one."""
     value = node.meta.get("example_value")
@@ -185,7 +191,7 @@ class Stitched:
         for name, part in list(cut.named_children()):
             index = int(name.rpartition("_")[2])
             assert isinstance(part, GraphModule)
-            run = part.forward if index % 2 else _compiled(part, self.compiler)
+            run = _direct(part) if index % 2 else _compiled(part, self.compiler)
             self.breaks += index % 2
             delattr(cut, name)
             cut.__dict__[name] = functools.partial(self._part, index, run)
