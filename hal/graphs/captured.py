@@ -80,7 +80,7 @@ class Program:
 
 
 class Captured:
-    """A function that runs from graphs; made by ``hal.graphs.capture`` and ``breakable``.
+    """A function that runs from graphs, as ``capture``, ``breakable`` and ``piecewise`` make it.
 
     One call at a time: all of them use the same memory. Where a call cannot be replayed, the
     function itself is called, and ``stats`` counts it by its reason: there are more tokens than in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -13,29 +12,20 @@ from torch import Tensor
 
 import hal
 from hal import probe
-from hal.graphs import device as graphs_device
 from hal.testing.simulated import simulate
 from offering import NATIVE, Noting, backend, installed, kernel
 
 HERE = simulate("musa")
 X = "musa:0"
 
-pytestmark = pytest.mark.filterwarnings("ignore:the reference, which is slow")
+pytestmark = [
+    pytest.mark.usefixtures("nothing_is_left"),
+    pytest.mark.filterwarnings("ignore:the reference, which is slow"),
+]
 
 HEADS, DIM = 2, 8
 FREE = ("block_table", "seq_lens", "starts", "most", "longest")
 PAD = {"x": 0.0, "slots": -1}
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Whatever happens: no capture, no stream, no policy, no breaker, no graph."""
-    yield
-    gc.collect()
-    assert not HERE.is_current_stream_capturing()
-    assert HERE.current_stream() == HERE.default_stream()
-    assert hal.policy.active.get() is hal.policy.breaker.get() is None
-    assert not graphs_device._alive.get("musa")
 
 
 def draw(*shape: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,20 +26,12 @@ X = "musa:0"
 # Other parts of torch look at all operators there have been, so these live as long as the process.
 LIBRARY = torch.library.Library("piecewise", "DEF")
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:the reference, which is slow", "ignore:.*backend.*:DeprecationWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Whatever happens: no capture, no stream, no policy, no breaker, no graph."""
-    yield
-    gc.collect()
-    assert not HERE.is_current_stream_capturing()
-    assert HERE.current_stream() == HERE.default_stream()
-    assert hal.policy.active.get() is hal.policy.breaker.get() is None
-    assert not graphs_device._alive.get("musa")
+pytestmark = [
+    pytest.mark.usefixtures("nothing_is_left"),
+    pytest.mark.filterwarnings(
+        "ignore:the reference, which is slow", "ignore:.*backend.*:DeprecationWarning"
+    ),
+]
 
 
 def draw(*shape: int) -> Tensor:
