@@ -31,8 +31,8 @@ class Times:
 MEASURED: Mapping[int, Mapping[tuple[str, str], Times]] = {
     # H100 80GB HBM3, torch 2.11.0+cu130, Triton 3.6.0, sglang-kernel 0.4.5, FlashInfer 0.6.13, by
     # benchmarks/run.py at all its sizes, FlashInfer with --peer flashinfer; docs/performance has
-    # each of the others. Gates of 2**24.8 elements, 1024 rows of 28672, were lost by both, and those
-    # those of 2**27.8, 8192 rows, won.
+    # each of the others. Gates of 2**24.8 elements, 1024 rows of 28672, were lost by both, those
+    # of 2**27.8, 8192 rows, won.
     90: {
         ("sgl_kernel", "silu_and_mul"): Times(0.97, 3.81, since=2**27),
         ("sgl_kernel", "rms_norm"): Times(1.05, 1.28),
