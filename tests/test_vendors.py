@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hal
 import hal_cuda
@@ -496,6 +497,18 @@ _FA3 = (
 )
 
 
+class Seen(TorchDispatchMode):
+    """The operators that a mode is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("namespace", THEIRS)
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_fa3_is_called_by_whomever_it_was_built(namespace: str, scale: float | None) -> None:
@@ -519,7 +532,8 @@ def test_fa3_is_called_by_whomever_it_was_built(namespace: str, scale: float | N
         made.impl("fwd", forward, "CompositeExplicitAutograd")
         q, k = torch.ones(5, 4, 16), torch.ones(7, 2, 16)
         starts = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 7], dtype=torch.int32)
-        out, sums = fa3.by_fa3(q, k, 2 * k, *starts, (5, 7), True, scale)
+        with Seen() as seen:
+            out, sums = fa3.by_fa3(q, k, 2 * k, *starts, (5, 7), True, scale)
         kernel = next(k for k in hal_cuda.varlen_attention(HOPPER) if k.name == "fa3")
         (paged,) = (k for k in hal_cuda.paged_attention(HOPPER) if k.name == "fa3")
         assert paged.refused == fa3._WRONG["paged_attention"]
@@ -530,6 +544,7 @@ def test_fa3_is_called_by_whomever_it_was_built(namespace: str, scale: float | N
         made._destroy()
     assert torch.equal(out, q + 1)
     assert sums.shape == (4, 5)
+    assert not any("fwd" in name for name in seen.names)
     assert kernel.refused is None
     assert "was not measured" in str(kernel.on_request)
     asked = {name: value for name, value in said.items() if value is not None}

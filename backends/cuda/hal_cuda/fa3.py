@@ -5,12 +5,17 @@ The second one, the package ``flash_attn``, is not asked for: torch has its kern
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
+)
 
 from hal import Device, Kernel
 from hal_cuda.libraries import Library, offered, wrong
@@ -62,6 +67,11 @@ def _filled(operator: Any, **given: Any) -> dict[str, Any]:
     return {name: given.get(name, _NEUTRAL.get(name)) for name in arguments}
 
 
+def _unseen() -> contextlib.AbstractContextManager[Any]:
+    """No mode sees it: torch cannot hand one a list with tensors left out, as vLLM returns."""
+    return _disable_current_modes() if _len_torch_dispatch_stack() else contextlib.nullcontext()
+
+
 def by_fa3(
     q: Tensor,
     k: Tensor,
@@ -88,7 +98,8 @@ def by_fa3(
         # One part for each sequence: parts would be added in another order, by how many there are.
         num_splits=1,
     )
-    out, sums, *_ = operator(**arguments)
+    with _unseen():
+        out, sums, *_ = operator(**arguments)
     return out, sums
 
 
