@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import attrs
@@ -112,16 +113,23 @@ class Compiled:
         with capturing(self.at, None):
             self.call(*values)
 
-    def run(self, bucket: int, player: Player) -> Any:
-        """Call what was compiled, or return that it does not fit any more, without a call."""
+    @contextlib.contextmanager
+    def _playing(self, player: Player) -> Generator[None, None, None]:
+        """Let parts be run by a player, in the modes in which it was traced."""
         self.stitched.player = player
         try:
-            with (
-                torch.inference_mode(self.inference),
-                torch.no_grad(),
-                capturing(self.at, None),
-                torch.compiler.set_stance("eager_on_recompile"),
-            ):
-                return self.call(*self._values(bucket))
+            with torch.inference_mode(self.inference), torch.no_grad():
+                yield
         finally:
             self.stitched.player = None
+
+    def run(self, bucket: int, player: Player) -> Any:
+        """Call what was compiled, or return that it does not fit any more, without a call."""
+        stance = torch.compiler.set_stance("eager_on_recompile")
+        with self._playing(player), capturing(self.at, None), stance:
+            return self.call(*self._values(bucket))
+
+    def unguarded(self, flat: Sequence[Any], player: Player) -> Any:
+        """Call it with inputs as they were in a call before, whatever Python code would decide."""
+        with self._playing(player):
+            return self.stitched.run(*flat)

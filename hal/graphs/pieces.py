@@ -31,6 +31,7 @@ class _Task(Task):
     """A function that is captured in pieces."""
 
     compiler: str = "eager"
+    guards: bool = True
     compiled: list[Compiled] = attrs.Factory(list)
 
     def given(self) -> dict[str, Any]:
@@ -103,10 +104,9 @@ class _Task(Task):
         flat.clear()
         graphs = tuple(recording.graphs)
         follows = after(warming.results, recorder.outputs, graphs)
-        lasting = tuple(kept.lasting())
-        outputs, made = recorder.outputs, self.compiled[0]
         return Pieces(
-            bucket, graphs, (), results, spec, lasting, made, recorder.key, outputs, follows
+            *(bucket, graphs, (), results, spec, tuple(kept.lasting()), self.compiled[0]),
+            *(None if self.guards else recorder.flat, recorder.key, recorder.outputs, follows),
         )
 
 
@@ -128,6 +128,7 @@ def piecewise(
     at: Any,
     eager: Sequence[str] = (),
     compiler: Literal["eager", "inductor"] = "eager",
+    guards: bool = True,
     pad: Mapping[str, Fill | Pad] | None = None,
     buckets: Sequence[int] | None = None,
     copy: bool = True,
@@ -151,6 +152,10 @@ def piecewise(
             traced with others in their place.
         compiler: What makes the code of each piece: ``"eager"`` runs what was traced,
             ``"inductor"`` compiles it.
+        guards: Whether each call checks the guards of torch.compile before the device has anything
+            to do, which takes microseconds for each tensor that the module reads. Without them, as
+            with ``capture`` and ``breakable``, what Python code decides stays as it was traced;
+            that a tensor has been replaced by another is not seen either, only that it has moved.
         pad: As for ``capture``. What is given to the operators is padded.
         buckets: As for ``capture``, and of 2 tokens at least, since torch.compile takes a size of 1
             for a constant.
@@ -179,5 +184,5 @@ def piecewise(
         raise InvalidInput(f"compiler is 'eager' or 'inductor', not {compiler!r}")
     own, others = _names(at)
     options = Options(tuple(own), eager, pad or {}, buckets, copy, pool, progress, group)
-    make = functools.partial(_Task, others=others, compiler=compiler)
+    make = functools.partial(_Task, others=others, compiler=compiler, guards=guards)
     return captured(module, example, options, make, least=2)

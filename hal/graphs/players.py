@@ -30,9 +30,9 @@ class Warmup:
     runs: bool
     results: dict[int, Any] = attrs.Factory(dict)
 
-    def start(self, key: tuple[Any, ...]) -> bool:
+    def start(self, flat: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
         """Nothing has to begin."""
-        del key
+        del flat, key
         return True
 
     def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -68,12 +68,13 @@ class Recorder:
     results: dict[int, Any]
     recording: Recording
     kept: Kept
+    flat: tuple[Any, ...] = ()
     key: tuple[Any, ...] = ()
     outputs: dict[int, Any] = attrs.Factory(dict)
 
-    def start(self, key: tuple[Any, ...]) -> bool:
-        """Note what pieces read, and begin a capture."""
-        self.key = key
+    def start(self, flat: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+        """Note the inputs, and begin a capture."""
+        self.flat, self.key = flat, key
         self.recording.begin()
         return True
 
@@ -103,8 +104,9 @@ class _Replaying:
     program: Pieces
     moved: bool = False
 
-    def start(self, key: tuple[Any, ...]) -> bool:
+    def start(self, flat: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
         """Replay the first graph, unless pieces would read elsewhere."""
+        del flat
         self.moved = key != self.program.key
         if not self.moved:
             self.program.graphs[0].replay()
@@ -135,6 +137,7 @@ class Pieces(Program):
 
     Attributes:
         compiled: How it is called.
+        flat: The inputs with which it is called without guards; None with them.
         key: What the pieces read.
         outputs: What each part returns, without a share in its memory.
         after: For each operator between pieces where its results go, None for those that are
@@ -142,6 +145,7 @@ class Pieces(Program):
     """
 
     compiled: Compiled
+    flat: tuple[Any, ...] | None
     key: tuple[Any, ...]
     outputs: dict[int, Any]
     after: dict[int, tuple[list[Any], Any]]
@@ -149,7 +153,9 @@ class Pieces(Program):
     def replay(self, given: dict[str, Any]) -> str | None:
         """Run it once, on the memory of its arguments as it is; or say why not."""
         player = _Replaying(given, self)
-        if self.compiled.run(self.bucket, player) is MISSED:
+        if self.flat is not None:
+            self.compiled.unguarded(self.flat, player)
+        elif self.compiled.run(self.bucket, player) is MISSED:
             return _MISSED
         return _MOVED if player.moved else None
 

@@ -26,8 +26,8 @@ class Player(Protocol):
         """What takes the place of the stand-ins."""
         ...
 
-    def start(self, key: tuple[Any, ...]) -> bool:
-        """Begin, with what all pieces read: addresses and numbers; False to run nothing."""
+    def start(self, flat: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+        """Begin, with all inputs, and addresses of what pieces read; False to run nothing."""
         ...
 
     def piece(self, index: int, run: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -216,13 +216,13 @@ class Stitched:
         return (self.player.between if index % 2 else self.player.piece)(index, run, args)
 
     def run(self, *flat: Any) -> Any:
-        """What is called for the function, once the guards of torch.compile have passed."""
+        """What is called for the function, with inputs for which its guards have passed."""
         assert self.player is not None
         values = list(flat)
         for name, place in self.places.items():
             values[place] = self.player.given.get(name, values[place])
         read = (values[i] for i in self.reads)
-        self.player.start(tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in read))
+        self.player.start(flat, tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in read))
         return self._stitched.forward(*values)
 
 

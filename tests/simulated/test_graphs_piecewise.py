@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,37 @@ def test_what_python_decided_is_looked_at_in_each_call() -> None:
     same(fast, scaled, 4)
     assert fast.stats().replays == {4: 2}
     assert fast.stats().fallbacks == {MISSED: 2}
+
+
+def test_without_guards_what_python_decided_stays() -> None:
+    model, scale = Model(), {"by": 2.0}
+
+    def scaled(*given: Any) -> Tensor:
+        return model(*given) * scale["by"]
+
+    setattr(scaled, "__signature__", inspect.signature(model))  # noqa: B010
+    fast = cut(scaled, *batch([8]), buckets=[4, 8], guards=False)
+    for new in ([8], [3], [5, 2], [1, 1]):
+        given = batch(new)
+        model.cache.zero_()
+        got, scale["by"] = fast(*given), 2.0
+        model.cache.zero_()
+        want, scale["by"] = scaled(*given), 5.0
+        assert torch.equal(got, want)
+    assert fast.stats().replays == {8: 2, 4: 2}
+    assert fast.stats().fallbacks == {}
+
+
+def test_without_guards_a_weight_that_has_moved_is_read_where_it_is() -> None:
+    module = Scaled()
+    options = {"at": hal.ops.rms_norm, "pad": {"x": 0}, "guards": False}
+    fast = hal.graphs.piecewise(module, draw(4, 8), **options)
+    module.weight.normal_()
+    same(fast, module, 3)
+    module.weight.data = draw(8)
+    same(fast, module, 3)
+    assert fast.stats().replays == {4: 1}
+    assert fast.stats().fallbacks == {"a tensor that graphs read has moved": 1}
 
 
 class Scaled(torch.nn.Module):
@@ -390,8 +422,8 @@ class Running:
 
     given: dict[str, Any] = {}  # noqa: RUF012  # It stays empty.
 
-    def start(self, key: tuple[Any, ...]) -> bool:
-        return bool(key)
+    def start(self, flat: tuple[Any, ...], key: tuple[Any, ...]) -> bool:
+        return bool(flat and key)
 
     def piece(self, index: int, run: Callable[..., Any], args: Any) -> Any:
         assert index % 2 == 0
