@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import math
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from hal.errors import HalError
+from hal.errors import HalError, InvalidInput
 from hal.graphs.arguments import Arguments
 from hal.graphs.breaks import Break
 from hal.graphs.device import Maker
+from hal.graphs.ranks import slowest
 
 __all__ = ["Captured", "Program", "Stats"]
+
+_ROUNDS = 7
+# How much longer graphs may take and be kept: they leave the host free.
+_SLACK = 1.02
+_QUICKER = "the function itself is quicker"
 
 
 @attrs.frozen
@@ -32,6 +41,8 @@ class Stats:
         warmed: What ran before the captures, as ``op: backend:kernel``.
         replays: How often each bucket was replayed.
         fallbacks: How often the function itself was called instead, by reason.
+        least: By bucket, the fewest tokens for which graphs are replayed, as far as ``calibrate``
+            has found them slower.
     """
 
     buckets: tuple[int, ...]
@@ -41,6 +52,7 @@ class Stats:
     warmed: tuple[str, ...]
     replays: dict[int, int]
     fallbacks: dict[str, int]
+    least: dict[int, int]
 
 
 @attrs.frozen(eq=False)
@@ -84,8 +96,8 @@ class Captured:
 
     One call at a time: all of them use the same memory. Where a call cannot be replayed, the
     function itself is called, and ``stats`` counts it by its reason: there are more tokens than in
-    the largest bucket, gradients are recorded, another graph is being captured, or what was traced
-    by torch.compile does not fit any more.
+    the largest bucket, gradients are recorded, another graph is being captured, what was traced by
+    torch.compile does not fit any more, or ``calibrate`` has found that graphs are slower.
     """
 
     def __init__(
@@ -96,6 +108,7 @@ class Captured:
         programs: Sequence[Program],
         stats: Stats,
         copy: bool,
+        group: Any = None,
     ) -> None:
         self.__name__ = arguments.who
         self.__wrapped__ = fn
@@ -104,9 +117,10 @@ class Captured:
         self._buckets = sorted(self._programs)
         self._eager = [a.name for a in arguments.each if a.kind == "eager"]
         self._dims = _agreed([program.counting() for program in programs])
-        self._stats = stats
+        self._stats, self._group = stats, group
         self._replays: Counter[int] = Counter()
         self._fallbacks: Counter[str] = Counter()
+        self._least: dict[int, int] = {}
 
     @property
     def pool(self) -> Any:
@@ -120,14 +134,10 @@ class Captured:
             InvalidInput: Arguments that it was not captured for.
             HalError: It was closed.
         """
-        if not self._programs:
-            raise HalError(f"{self.__name__} was closed; capture it again")
-        values = self._arguments.bound(args, kwargs)
-        count = self._arguments.count(values)
-        self._arguments.check(values, count)
+        values, count = self._checked(args, kwargs)
         reason = self._unfit(values, count)
         if reason is None:
-            program = self._programs[self._buckets[bisect.bisect_left(self._buckets, count)]]
+            program = self._programs[self._bucket(count)]
             with torch.no_grad():
                 self._arguments.fill(values, program.bucket, count)
                 reason = program.replay(self._given(values))
@@ -136,6 +146,53 @@ class Captured:
                     return self._results(program, count)
         self._fallbacks[reason] += 1
         return self.__wrapped__(*args, **kwargs)
+
+    def calibrate(self, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        """Time a call, from graphs and of the function itself, and do what is quicker from now on.
+
+        So for its number of tokens, for fewer in the same bucket if the function is quicker, and
+        for more if graphs are, since they compute the whole bucket. Graphs that take up to 2 %
+        longer are kept, as they leave the host free. Both run seven times, for real. All ranks that
+        have captured together call it together, and the slowest of them decides.
+
+        Returns:
+            Seconds from graphs, infinite where the call cannot be replayed, and of the function.
+
+        Raises:
+            InvalidInput: Arguments that it was not captured for, or more tokens than that.
+            HalError: It was closed.
+
+        Example:
+            >>> for batch in batches:  # doctest: +SKIP
+            ...     fast.calibrate(batch)
+        """
+        _, count = self._checked(args, kwargs)
+        if count > self._buckets[-1]:
+            most = self._buckets[-1]
+            raise InvalidInput(f"{self.__name__} was captured for up to {most} tokens, not {count}")
+        bucket, before = self._bucket(count), self._fallbacks.total()
+        least = self._least.pop(bucket, 0)
+        calls = (lambda: self(*args, **kwargs)), (lambda: self.__wrapped__(*args, **kwargs))
+        mine = [_seconds(call, self._maker.module.synchronize) for call in calls]
+        if self._fallbacks.total() > before:
+            mine[0] = math.inf
+        graphs, function = slowest(mine, self._group)
+        slower = graphs > _SLACK * function
+        if least := max(least, count + 1) if slower else min(least, count):
+            self._least[bucket] = least
+        return graphs, function
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], int]:
+        """A call's arguments in order, and its tokens, if it is one that was captured for."""
+        if not self._programs:
+            raise HalError(f"{self.__name__} was closed; capture it again")
+        values = self._arguments.bound(args, kwargs)
+        count = self._arguments.count(values)
+        self._arguments.check(values, count)
+        return values, count
+
+    def _bucket(self, count: int) -> int:
+        return self._buckets[bisect.bisect_left(self._buckets, count)]
 
     def _given(self, values: Sequence[Any]) -> dict[str, Any]:
         if not self._eager:
@@ -153,6 +210,8 @@ class Captured:
             isinstance(v, Tensor) and v.requires_grad for v in values
         ):
             return "gradients are recorded"
+        if self._least and count < self._least.get(self._bucket(count), 0):
+            return _QUICKER
         return None
 
     def _results(self, program: Program, count: int) -> Any:
@@ -168,7 +227,10 @@ class Captured:
     def stats(self) -> Stats:
         """What it took, and what it has done until now."""
         return attrs.evolve(
-            self._stats, replays=dict(self._replays), fallbacks=dict(self._fallbacks)
+            self._stats,
+            replays=dict(self._replays),
+            fallbacks=dict(self._fallbacks),
+            least=dict(self._least),
         )
 
     def close(self) -> None:
@@ -177,6 +239,18 @@ class Captured:
             for graph in program.graphs:
                 self._maker.drop(graph)
         self._programs = {}
+
+
+def _seconds(call: Callable[[], Any], wait: Callable[[], Any]) -> float:
+    """What a call takes until its results are there; the first is not counted."""
+    times: list[float] = []
+    for _ in range(_ROUNDS):
+        wait()
+        began = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
 
 
 def _agreed(counting: Sequence[Sequence[int | None]]) -> list[int | None]:

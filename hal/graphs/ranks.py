@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,30 @@ import torch.distributed as dist
 from hal.errors import HalError, InvalidInput
 from hal.report import fingerprint
 
-__all__ = ["check_ranks"]
+__all__ = ["check_ranks", "slowest"]
+
+
+def _count(group: Any) -> int:
+    """How many ranks there are."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    count = dist.get_world_size(group)
+    if count < 1:
+        raise InvalidInput(f"group is one of ranks without this one, which is {dist.get_rank()}")
+    return count
+
+
+def _gathered(mine: Any, group: Any) -> list[Any]:
+    """What each of several ranks gives, in order."""
+    found: list[Any] = [None] * _count(group)
+    dist.all_gather_object(found, mine, group=group)
+    return found
+
+
+def slowest(seconds: Sequence[float], group: Any = None) -> list[float]:
+    """Of each of some figures the largest that a rank has."""
+    found = [seconds] if _count(group) == 1 else _gathered(seconds, group)
+    return [max(each) for each in zip(*found, strict=True)]
 
 
 def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> None:
@@ -29,16 +53,10 @@ def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> Non
         InvalidInput: This rank is not in the group.
         HalError: The ranks differ; it names them as all ranks are numbered, and in what.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    count = dist.get_world_size(group)
-    if count < 1:
-        raise InvalidInput(f"group is one of ranks without this one, which is {dist.get_rank()}")
-    if count == 1:
+    if _count(group) == 1:
         return
     mine = {"fingerprint": fingerprint(device), "device": device.type, **captured}
-    found: list[Any] = [None] * count
-    dist.all_gather_object(found, mine, group=group)
+    found = _gathered(mine, group)
     ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
     said = {key: {r: repr(each[key]) for r, each in zip(ranks, found, strict=True)} for key in mine}
     unlike = [line for key, values in said.items() for line in _unlike(key, values)]

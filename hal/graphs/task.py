@@ -238,5 +238,5 @@ def captured(
         programs, warmed = task.programs(parts, options.progress)
     taken, seconds = maker.reserved() - before, time.perf_counter() - start
     graphs = sum(len(program.graphs) for program in programs)
-    stats = Stats(buckets, graphs, taken, seconds, tuple(sorted(warmed)), {}, {})
-    return Captured(fn, task.arguments, maker, programs, stats, options.copy)
+    stats = Stats(buckets, graphs, taken, seconds, tuple(sorted(warmed)), {}, {}, {})
+    return Captured(fn, task.arguments, maker, programs, stats, options.copy, options.group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 import hal
 from hal import probe
+from hal.graphs import captured
 from hal.graphs import device as graphs_device
 from hal.testing.simulated import simulate
 from invalid import SPOILERS, assert_well, drawing, spoil, spoil_the_second_of_three
@@ -110,6 +113,57 @@ def test_more_tokens_than_in_the_largest_bucket_run_as_they_are_and_are_counted(
     assert torch.equal(fast(x), gate(x))
     assert fast.stats().fallbacks == {"more than 4 tokens": 1}
     assert fast.stats().replays == {}
+
+
+def test_what_is_quicker_is_done_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = {"function": 0.0, "graphs": 0.0}
+
+    def paused(x: Tensor) -> Tensor:
+        time.sleep(pauses["function"])
+        return gate(x)
+
+    replay = captured.Program.replay
+
+    def replayed(self: Any, given: Any) -> Any:
+        time.sleep(pauses["graphs"])
+        return replay(self, given)
+
+    monkeypatch.setattr(captured.Program, "replay", replayed)
+    fast = hal.graphs.capture(paused, draw(8, 6), pad={"x": 0}, buckets=[4, 8])
+    assert fast.stats().least == {}
+
+    def settle(count: int, **quicker: float) -> dict[int, int]:
+        pauses.update({"function": 0.01, "graphs": 0.01} | quicker)
+        graphs, function = fast.calibrate(draw(count, 6))
+        assert (graphs < function) == ("graphs" in quicker)
+        return fast.stats().least
+
+    def from_graphs(count: int) -> bool:
+        before, x = fast.stats().replays, draw(count, 6)
+        assert torch.equal(fast(x), gate(x))
+        return fast.stats().replays != before
+
+    assert settle(6, function=0) == {8: 7}
+    assert [from_graphs(count) for count in (4, 5, 6, 7, 8)] == [True, False, False, True, True]
+    assert fast.stats().fallbacks == {"the function itself is quicker": 2}
+    # Less padding can only make the function slower, and more of it only the graphs.
+    assert settle(7, graphs=0) == {8: 7}
+    assert settle(6, graphs=0) == {8: 6}
+    assert settle(5, function=0) == {8: 6}
+    assert settle(8, function=0) == {8: 9}
+    assert settle(4, graphs=0) == {8: 9}
+    assert [from_graphs(count) for count in (4, 5, 8)] == [True, False, False]
+    with pytest.raises(hal.InvalidInput, match="captured for up to 8 tokens, not 9"):
+        fast.calibrate(draw(9, 6))
+
+
+def test_what_cannot_be_replayed_is_no_quicker() -> None:
+    fast = hal.graphs.capture(lambda x: x + 1, draw(4))
+    with torch.enable_grad():
+        graphs, function = fast.calibrate(draw(4).requires_grad_())
+    assert graphs == math.inf > function
+    assert fast.stats().least == {0: 1}
+    assert fast.calibrate(draw(4))[0] < math.inf
 
 
 def test_padding_is_renewed_in_each_call() -> None:

@@ -69,6 +69,15 @@ fast = cut(one)
 x = torch.randn(3, 8, device=X)
 assert torch.allclose(fast(x), one(x), atol=1e-6)
 """,
+    "one that is slower": """
+import time
+slow = lambda x: (time.sleep(0.0 if rank else 0.05), one(x))[1]
+fast = cut(slow)
+x = torch.randn(3, 8, device=X)
+graphs, function = fast.calibrate(x)
+assert function > 0.04, function
+assert fast.stats().least == {}
+""",
     "another kernel": """
 forced = hal.use("native") if rank else contextlib.nullcontext()
 with forced, refused("ranks would not capture the same", "fingerprint of rank 1 is"):
