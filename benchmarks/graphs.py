@@ -88,7 +88,8 @@ def groups(turns: Turns, clock: Clock) -> Iterator[Ways]:
     yield {
         "hal capture": lambda: captured_whole(subject, buckets),
         "hal breakable": lambda: broken(subject, buckets),
-        "hal piecewise": lambda: pieces("eager"),
+        "hal piecewise": pieces,
+        "hal piecewise unguarded": lambda: pieces(guards=False),
     }
     fixed = [count for count in FIXED[subject.kind] if count in counts] or counts[-1:]
     # torch.compile takes a size of 1 for a constant.
@@ -99,7 +100,7 @@ def groups(turns: Turns, clock: Clock) -> Iterator[Ways]:
 
     yield {"transformers reduce-overhead": compiled("reduce-overhead", dynamic)}
     last: Ways = {
-        "hal piecewise inductor": lambda: clock.compiles(lambda: pieces("inductor")),
+        "hal piecewise inductor": lambda: clock.compiles(lambda: pieces("inductor", guards=False)),
         "transformers compile": compiled("default", dynamic),
     }
     if dynamic:

@@ -13,7 +13,8 @@ from pages import table, versions, without_folders
 
 Data = Mapping[str, Any]
 
-OURS = ("hal capture", "hal breakable", "hal piecewise", "hal piecewise inductor")
+PIECES = ("hal piecewise", "hal piecewise unguarded", "hal piecewise inductor")
+OURS = ("hal capture", "hal breakable", *PIECES)
 REDUCED = ("transformers reduce-overhead", "transformers reduce-overhead, one size")
 ORDER = ("hal", *OURS, "transformers", "transformers compile", *REDUCED)
 FEW = 128
@@ -45,9 +46,10 @@ def kinds(run: Data) -> list[str]:
 
 
 def figure(cell: Data, name: str) -> str:
-    """Microseconds, in brackets their spread."""
+    """Microseconds, marked if not from the graphs that there are; in brackets their spread."""
     if name in cell["us"]:
-        return f"{cell['us'][name]:.0f} ({cell['spread'][name]:.0f})"
+        mark = "†" if name in cell["slower"] else ""
+        return f"{cell['us'][name]:.0f}{mark} ({cell['spread'][name]:.0f})"
     if name not in cell["wrong"]:
         return "-"
     return "wrong" if name in cell["errors"] else "failed"
@@ -144,7 +146,7 @@ def reasons(run: Data) -> Iterator[str]:
     """Why something is missing, once each."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for cell in run["graphs"]:
-        for sort in ("wrong", "refused"):
+        for sort in ("wrong", "refused", "slower"):
             for name, reason in cell[sort].items():
                 key = (cell["phase"]["name"], name, " ".join(reason.split()).rstrip("."))
                 said.setdefault(key, []).append(str(tokens(cell)))
@@ -190,7 +192,10 @@ of rounds in which ways take turns, and in brackets what separates the slow tent
 fast tenth. Prefill is of one sequence without past, decode of as many sequences as tokens, each
 with a past of 1,023. `hal` and `transformers` are without graphs. hal's graphs are captured for the
 buckets of `hal.graphs.ladder` into which these numbers of tokens fall; where that is a larger one,
-it is in brackets, and `piecewise` takes one token as two. torch.compile makes prefill once for any
+it is in brackets, and `piecewise` takes one token as two. Each step was calibrated: `†` marks one
+for which hal has found the function itself to be quicker, and calls that. `unguarded` and
+`inductor` are without the guards of torch.compile, as `capture` and `breakable` are, and
+`piecewise` is with them. torch.compile makes prefill once for any
 number of tokens, and decode for each; `one size` is compiled for that number alone. Seconds are
 those of captures, or of the first calls of what is compiled; bytes are by how much the memory that
 torch reserves has grown. The error is that of logits, and of hal's also that of new keys and values

@@ -31,13 +31,18 @@ CLOSE = 1e-2
 
 @attrs.define
 class Cell(Failures):
-    """A step: microseconds by way, errors of its logits, and the tokens that are computed."""
+    """A step: microseconds by way, errors of its logits, and the tokens that are computed.
+
+    Attributes:
+        slower: Why a way does not replay it from the graphs that it has.
+    """
 
     phase: Phase
     us: dict[str, float] = attrs.field(factory=dict, init=False)
     spread: dict[str, float] = attrs.field(factory=dict, init=False)
     errors: dict[str, float] = attrs.field(factory=dict, init=False)
     computed: dict[str, int] = attrs.field(factory=dict, init=False)
+    slower: dict[str, str] = attrs.field(factory=dict, init=False)
 
 
 @attrs.frozen
@@ -145,6 +150,10 @@ class Turns:
                 self.calls(cell)[name] = call
             elif sum(name in cell.wrong for cell in self.cells) > 1 and not self.steps_of(name):
                 return  # To compile it for each step, to the same end, takes long.
+        if isinstance(way, Graphs):
+            slower = way.calibrated(list(self.steps_of(name)))
+            for cell in (cell for cell in self.cells if cell.phase in slower):
+                cell.slower[name] = slower[cell.phase]
 
     def _right(self, name: str, way: Way, cell: Cell, call: Call) -> bool:
         """Whether logits, and what is stored, are those of hal as it is written."""

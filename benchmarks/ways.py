@@ -128,18 +128,32 @@ class Graphs:
     def _of(self, phase: Phase) -> Captured:
         return next(c for c in self.captured if phase.tokens <= c.stats().buckets[-1])
 
+    def _args(self, phase: Phase) -> list[Any]:
+        step = self.subject.step(phase)
+        return [getattr(step, name) for name in NAMES[self.subject.kind]]
+
     def ready(self, phase: Phase) -> Call:
         """A replay.
 
         Raises:
             HalError: The function itself is called instead.
         """
-        step, captured = self.subject.step(phase), self._of(phase)
-        args = [getattr(step, name) for name in NAMES[self.subject.kind]]
+        captured, args = self._of(phase), self._args(phase)
+        before = captured.stats().fallbacks
         captured(*args)
-        if reasons := captured.stats().fallbacks:
-            raise hal.HalError(f"not from graphs: {', '.join(reasons)}")
+        if reasons := captured.stats().fallbacks.items() - before.items():
+            raise hal.HalError(f"not from graphs: {', '.join(reason for reason, _ in reasons)}")
         return functools.partial(captured, *args)
+
+    def calibrated(self, phases: Sequence[Phase]) -> dict[Phase, str]:
+        """Let steps be done in the quicker way, and say of those that are not replayed why."""
+        said: dict[Phase, str] = {}
+        for phase in phases:
+            graphs, function = self._of(phase).calibrate(*self._args(phase))
+            times = f"{graphs * 1e6:.0f} µs, and the function itself {function * 1e6:.0f}"
+            said[phase] = f"graphs take {times}"
+        least = {phase: self._of(phase).stats().least.get(self.bucket(phase), 0) for phase in said}
+        return {phase: said[phase] for phase in said if phase.tokens < least[phase]}
 
     def took(self) -> Took:
         """What its captures say."""
@@ -175,7 +189,9 @@ def broken(subject: Subject, buckets: Sequence[int]) -> Graphs:
     return Graphs(subject, [made])
 
 
-def in_pieces(subject: Subject, buckets: Sequence[int], compiler: Any) -> Graphs:
+def in_pieces(
+    subject: Subject, buckets: Sequence[int], compiler: Any = "eager", guards: bool = True
+) -> Graphs:
     """With attention between graphs, by way of torch.compile.
 
     A model takes other operators for up to ``FEW`` tokens, and what is traced is for one kind.
@@ -185,8 +201,7 @@ def in_pieces(subject: Subject, buckets: Sequence[int], compiler: Any) -> Graphs
     made = Graphs(subject, [])
     for some in filter(None, kinds):
         example = subject.example(max(some[-1], 2))
-        one = hal.graphs.piecewise(
-            subject.function(), *example, buckets=some, compiler=compiler, **given
-        )
+        options = {"buckets": some, "compiler": compiler, "guards": guards}
+        one = hal.graphs.piecewise(subject.function(), *example, **options, **given)
         made.captured.append(one)
     return made

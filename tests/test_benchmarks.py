@@ -204,7 +204,7 @@ def step(kind: str, count: int, us: dict[str, float], **more: Any) -> dict[str, 
     phase = {"name": kind, "rows": rows, "new": count // rows, "keys": 1024}
     zeros = dict.fromkeys(us, 0.0)
     found = {"us": us, "spread": zeros, "errors": zeros, "computed": dict.fromkeys(us, count)}
-    return {"phase": phase, "wrong": {}, "refused": {}, **found, **more}
+    return {"phase": phase, "wrong": {}, "refused": {}, "slower": {}, **found, **more}
 
 
 def graphed(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_goals_are_met_or_not_as_the_figures_say() -> None:
     times = {"hal": 1800.0, SLOW: 3000.0, TIED: 1015.0, "hal capture": 1000.0}
     refused = {TIED: "1 s were left"}
     run = graphed(
-        step("decode", 1, {**times, TIED: 985.0}),
+        step("decode", 1, {**times, TIED: 985.0}, slower={"hal capture": "graphs take 9 µs"}),
         step("prefill", 100, times, computed={"hal capture": 112}),
         step("prefill", 4096, {"hal": 900.0, SLOW: 1200.0, "hal capture": 1000.0}, refused=refused),
     )
@@ -245,7 +245,9 @@ def test_goals_are_met_or_not_as_the_figures_say() -> None:
         "met: 1.00",
     ]
     said = graphs_page.graphs_page(graphs_page.merged([run]))
-    assert "| 100 (as 112) | 1800 (0) |" in said
+    assert "| 100 (as 112) | 1800 (0) | 1000 (0) |" in said
+    assert "| 1 | 1800 (0) | 1000† (0) |" in said
+    assert "- decode of 1, hal capture: graphs take 9 µs." in said
     assert "| hal capture | 3.0 | 8 | 2 | 4.0 | 1.50 | 2 | 0.0e+00 |" in said
     assert "reads and writes 4.00 TB/s: 1000 µs at least. hal without graphs takes 1800 µs" in said
     assert f"- prefill of 4096, {TIED}: 1 s were left." in said
