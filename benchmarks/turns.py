@@ -150,10 +150,6 @@ class Turns:
                 self.calls(cell)[name] = call
             elif sum(name in cell.wrong for cell in self.cells) > 1 and not self.steps_of(name):
                 return  # To compile it for each step, to the same end, takes long.
-        if isinstance(way, Graphs):
-            slower = way.calibrated(list(self.steps_of(name)))
-            for cell in (cell for cell in self.cells if cell.phase in slower):
-                cell.slower[name] = slower[cell.phase]
 
     def _right(self, name: str, way: Way, cell: Cell, call: Call) -> bool:
         """Whether logits, and what is stored, are those of hal as it is written."""
@@ -171,9 +167,19 @@ class Turns:
             cell.wrong[name] = f"its logits, or what it stores, are off by {error:.1e}"
         return name not in cell.wrong
 
+    def _calibrate(self, cell: Cell) -> None:
+        """Let what is captured do what is quicker, as things are."""
+        cell.slower = {}
+        for name in list(self.calls(cell)):
+            way = self._ways[name]
+            if isinstance(way, Graphs):
+                reason = attempt(cell, name, functools.partial(way.calibrated, cell.phase))
+                cell.slower |= {name: reason} if reason else {}
+
     def time(self, rounds: int = ROUNDS) -> None:
         """Time all ways that there are, in turn."""
         for cell in self.cells:
+            self._calibrate(cell)
             timed(cell, self.calls(cell), rounds)
             found = ", ".join(f"{name} {us:.0f}" for name, us in cell.us.items())
             self.say(f"{self.subject.kind} of {cell.phase.tokens}: {found} us")

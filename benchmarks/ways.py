@@ -145,15 +145,13 @@ class Graphs:
             raise hal.HalError(f"not from graphs: {', '.join(reason for reason, _ in reasons)}")
         return functools.partial(captured, *args)
 
-    def calibrated(self, phases: Sequence[Phase]) -> dict[Phase, str]:
-        """Let steps be done in the quicker way, and say of those that are not replayed why."""
-        said: dict[Phase, str] = {}
-        for phase in phases:
-            graphs, function = self._of(phase).calibrate(*self._args(phase))
-            times = f"{graphs * 1e6:.0f} µs, and the function itself {function * 1e6:.0f}"
-            said[phase] = f"graphs take {times}"
-        least = {phase: self._of(phase).stats().least.get(self.bucket(phase), 0) for phase in said}
-        return {phase: said[phase] for phase in said if phase.tokens < least[phase]}
+    def calibrated(self, phase: Phase) -> str | None:
+        """Let it do what is quicker; why that is not a replay, if it is not."""
+        captured, args = self._of(phase), self._args(phase)
+        graphs, function = (seconds * 1e6 for seconds in captured.calibrate(*args))
+        if captured.stats().least.get(self.bucket(phase), 0) <= phase.tokens:
+            return None
+        return f"graphs take {graphs:.0f} µs, and the function itself {function:.0f}"
 
     def took(self) -> Took:
         """What its captures say."""

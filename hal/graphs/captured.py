@@ -23,7 +23,7 @@ from hal.graphs.ranks import slowest
 
 __all__ = ["Captured", "Program", "Stats"]
 
-_ROUNDS = 7
+_ROUNDS = 10
 # How much longer graphs may take and be kept: they leave the host free.
 _SLACK = 1.02
 _QUICKER = "the function itself is quicker"
@@ -152,7 +152,7 @@ class Captured:
 
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
         for more if graphs are, since they compute the whole bucket. Graphs that take up to 2 %
-        longer are kept, as they leave the host free. Both run seven times, for real. All ranks that
+        longer are kept, as they leave the host free. Both run ten times, for real. All ranks that
         have captured together call it together, and the slowest of them decides.
 
         Returns:
@@ -173,7 +173,7 @@ class Captured:
         bucket, before = self._bucket(count), self._fallbacks.total()
         least = self._least.pop(bucket, 0)
         calls = (lambda: self(*args, **kwargs)), (lambda: self.__wrapped__(*args, **kwargs))
-        mine = [_seconds(call, self._maker.module.synchronize) for call in calls]
+        mine = _seconds(calls, self._maker.module.synchronize)
         if self._fallbacks.total() > before:
             mine[0] = math.inf
         graphs, function = slowest(mine, self._group)
@@ -241,16 +241,17 @@ class Captured:
         self._programs = {}
 
 
-def _seconds(call: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """What a call takes until its results are there; the first is not counted."""
-    times: list[float] = []
+def _seconds(calls: Sequence[Callable[[], Any]], wait: Callable[[], Any]) -> list[float]:
+    """What each call takes until its results are there, in turn; the first turn is not counted."""
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(_ROUNDS):
-        wait()
-        began = time.perf_counter()
-        call()
-        wait()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+        for call, found in zip(calls, times, strict=True):
+            wait()
+            began = time.perf_counter()
+            call()
+            wait()
+            found.append(time.perf_counter() - began)
+    return [statistics.median(found[1:]) for found in times]
 
 
 def _agreed(counting: Sequence[Sequence[int | None]]) -> list[int | None]:
