@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from hal import ops
-from hal.dispatch import copy_results
 from hal.form import Form
 from hal.graphs.device import Maker, weak_ref_tensor
 from hal.policy import Entry, breaker, entered, stated, uncaptured
 from hal.select import CAPTURED
 from hal.validate import as_tuple, validate
+from hal.wanted import brought, wanted_in
 
 __all__ = ["Break", "Kept", "Recording", "Warming", "capturing"]
 
@@ -38,21 +38,24 @@ class Break:
         flat: Its arguments: what the graph before computes, what is always there, and what the
             caller gives.
         targets: Where the graph after reads its results; empty where it writes into arguments.
+        places: Those of them that were made for it, and lie apart from its arguments.
         entries: What was forced or preferred around the call.
     """
 
     form: Form
     flat: tuple[Any, ...]
     targets: tuple[Any, ...]
+    places: tuple[Any, ...]
     entries: tuple[Entry, ...]
 
     def run(self, given: Mapping[str, Any]) -> None:
         """Call it, with the arguments that the caller gives this time."""
         flat = [given[v.name] if isinstance(v, _Given) else v for v in self.flat]
-        with entered(self.entries) if self.entries else contextlib.nullcontext():
+        forced = entered(self.entries) if self.entries else contextlib.nullcontext()
+        with forced, wanted_in(self.places):
             results = self.form.op.call(getattr(ops, self.form.name), flat)
         if self.targets:
-            copy_results(as_tuple(results), self.targets)
+            brought(as_tuple(results), self.targets)
 
 
 def _targets(form: Form, flat: Sequence[Any], out: Any) -> tuple[Any, ...]:
@@ -134,7 +137,8 @@ class Recording:
         targets = () if form.inplace else _targets(form, flat, out)
         self.end()
         kept = tuple(map(self._argument, flat))
-        self.breaks.append(Break(form, kept, tuple(map(self._kept.alias, targets)), stated()))
+        read = tuple(map(self._kept.alias, targets))
+        self.breaks.append(Break(form, kept, read, read if out is None else (), stated()))
         self.begin()
         return out if out is not None else _returned(form, flat, targets)
 

@@ -103,7 +103,7 @@ class _Task(Task):
         results = tuple(map(kept.alias, flat))
         flat.clear()
         graphs = tuple(recording.graphs)
-        follows = after(warming.results, recorder.outputs, graphs)
+        follows = after(recorder, graphs, self.compiled[0].stitched)
         return Pieces(
             *(bucket, graphs, (), results, spec, tuple(kept.lasting()), self.compiled[0]),
             *(None if self.guards else recorder.flat, recorder.key, recorder.outputs, follows),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from hal.graphs.breaks import Kept, Recording
 from hal.graphs.captured import Program
 from hal.graphs.compiled import MISSED, Compiled
-from hal.graphs.stitch import promised
+from hal.graphs.stitch import Stitched, promised
 from hal.policy import uncaptured
+from hal.wanted import brought, wanted_in
 
 __all__ = ["Pieces", "Recorder", "Warmup", "after"]
 
@@ -121,13 +122,11 @@ class _Replaying:
         """Call it, put its results where the graph after reads them, and replay that."""
         if self.moved:
             return self.program.outputs[index]
-        with uncaptured():
+        after = self.program.after[index]
+        with uncaptured(), wanted_in(after.places):
             found = run(*args)
-        targets, graph = self.program.after[index]
-        for target, value in zip(targets, tree_leaves(found), strict=True):
-            if target is not None:
-                target.copy_(value)
-        graph.replay()
+        brought(tree_leaves(found), after.targets)
+        after.graph.replay()
         return self.program.outputs[index]
 
 
@@ -140,15 +139,14 @@ class Pieces(Program):
         flat: The inputs with which it is called without guards; None with them.
         key: What the pieces read.
         outputs: What each part returns, without a share in its memory.
-        after: For each operator between pieces where its results go, None for those that are
-            arguments, and the graph that follows.
+        after: What follows each operator between pieces.
     """
 
     compiled: Compiled
     flat: tuple[Any, ...] | None
     key: tuple[Any, ...]
     outputs: dict[int, Any]
-    after: dict[int, tuple[list[Any], Any]]
+    after: dict[int, After]
 
     def replay(self, given: dict[str, Any]) -> str | None:
         """Run it once, on the memory of its arguments as it is; or say why not."""
@@ -160,12 +158,30 @@ class Pieces(Program):
         return _MOVED if player.moved else None
 
 
-def after(
-    results: Mapping[int, Any], outputs: Mapping[int, Any], graphs: Sequence[Any]
-) -> dict[int, tuple[list[Any], Any]]:
-    """Where the results of each operator between pieces go, and the graph that follows it."""
-    found: dict[int, tuple[list[Any], Any]] = {}
-    for index, graph in zip(sorted(results), graphs[1:], strict=True):
-        pairs = zip(tree_leaves(results[index]), tree_leaves(outputs[index]), strict=True)
-        found[index] = [made if isinstance(p, Tensor) else None for p, made in pairs], graph
+@attrs.frozen(eq=False)
+class After:
+    """What follows an operator between pieces.
+
+    Attributes:
+        targets: Where what it gives on goes, None for what is an argument.
+        places: The same by the numbers of its results.
+        graph: The graph that reads it.
+    """
+
+    targets: tuple[Tensor | None, ...]
+    places: tuple[Tensor | None, ...]
+    graph: Any
+
+
+def after(recorder: Recorder, graphs: Sequence[Any], stitched: Stitched) -> dict[int, After]:
+    """What follows each operator between pieces."""
+    found: dict[int, After] = {}
+    for index, graph in zip(sorted(recorder.results), graphs[1:], strict=True):
+        results, made = map(tree_leaves, (recorder.results[index], recorder.outputs[index]))
+        pairs = zip(results, made, strict=True)
+        targets = tuple(there if isinstance(r, Tensor) else None for r, there in pairs)
+        pairs = zip(stitched.orders[index], targets, strict=True)
+        wanted = {i: t for i, t in pairs if i is not None and t is not None and t.is_contiguous()}
+        places = tuple(map(wanted.get, range(1 + max(wanted, default=-1))))
+        found[index] = After(targets, places, graph)
     return found

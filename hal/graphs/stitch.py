@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["Player", "Stitched", "promised"]
 
@@ -148,6 +148,19 @@ def _direct(part: GraphModule) -> Callable[..., Any]:
     return part.forward
 
 
+def _order(part: GraphModule) -> tuple[int | None, ...]:
+    """For each value that an operator's part returns, which of its results it is, if it is one."""
+    (output,) = part.graph.find_nodes(op="output")
+
+    def number(leaf: Any) -> int | None:
+        if not isinstance(leaf, Node) or leaf.op != "call_function":
+            return None
+        number = leaf.args[1] if leaf.target is operator.getitem else 0
+        return number if isinstance(number, int) else None
+
+    return tuple(map(number, tree_leaves(output.args[0])))
+
+
 def _hint(node: Node) -> int | None:
     """The number that was given for an input which is one."""
     value = node.meta.get("example_value")
@@ -168,6 +181,7 @@ class Stitched:
         breaks: How many operators there are between pieces; None before it was traced.
         reads: The inputs that pieces take.
         places: The inputs that are stand-ins, by name.
+        orders: What each operator between pieces gives on, as the numbers of its results.
     """
 
     at: frozenset[OpOverload]
@@ -178,6 +192,7 @@ class Stitched:
     breaks: int | None = None
     reads: tuple[int, ...] = ()
     places: dict[str, int] = attrs.Factory(dict)
+    orders: dict[int, tuple[int | None, ...]] = attrs.Factory(dict)
     _stitched: Any = None
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -193,6 +208,7 @@ class Stitched:
             assert isinstance(part, GraphModule)
             run = _direct(part) if index % 2 else _compiled(part, self.compiler)
             self.breaks += index % 2
+            self.orders |= {index: _order(part)} if index % 2 else {}
             delattr(cut, name)
             cut.__dict__[name] = functools.partial(self._part, index, run)
         return self.run

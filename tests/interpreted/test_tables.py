@@ -19,6 +19,7 @@ import hal_triton.experts
 import hal_triton.gemv
 import hal_triton.matmul
 import hal_triton.mla
+from hal.wanted import wanted_in
 from hal_triton import configurations
 from hal_triton.configurations import Config
 
@@ -137,6 +138,24 @@ def test_many_queries_by_other_tiles(
     q, k, v, *rest = paged([90, 90], 70, dtype)
     got = hal_triton.attention.paged_attention(q, k, v, *rest, causal=True)
     close(got, hal_native.attention.paged_attention(q, k, v, *rest, causal=True))
+
+
+@pytest.mark.parametrize("queries", [1, 70])
+def test_results_are_put_where_they_are_wanted(queries: int) -> None:
+    q, *rest = paged([90, 90], queries, torch.float16)
+    want = hal_native.attention.paged_attention(q, *rest)
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:2])
+    fit = {(out, lse): [True, True], (None, lse): [False, True], (out,): [True], (): list[bool]()}
+    unfit = {(out[:1], lse.half()): [False, False]}
+    for places, there in {**fit, **unfit}.items():
+        with wanted_in(places):
+            got, again = (hal_triton.attention.paged_attention(q, *rest) for _ in range(2))
+        close(got, want)
+        close(again, want)
+        assert [result is place for result, place in zip(got, places, strict=False)] == there
+        # It is asked for once: what is computed on the way may be of the same shape.
+        assert again[0] is not out
+        assert again[1] is not lse
 
 
 def test_latents_by_other_tiles(table: dict[str, Config]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from typing import Any
 
 import attrs
@@ -13,6 +14,7 @@ from torch import Tensor
 import hal
 from hal import probe
 from hal.testing.simulated import simulate
+from hal.wanted import wanted
 from offering import NATIVE, Noting, backend, installed, kernel
 
 HERE = simulate("musa")
@@ -104,6 +106,101 @@ def test_replays_and_what_runs_between_them_do_what_the_function_does() -> None:
         assert torch.equal(cached, model.cache)
     assert fast.stats().replays == {8: 2, 4: 2, 16: 3}
     assert fast.stats().fallbacks == {}
+
+
+class Putting:
+    """A kernel that puts some of its results where they are wanted."""
+
+    def __init__(self, op: str, which: slice) -> None:
+        self.reference, self.which, self.put = kernel(op).fn, which, 0
+        self.__signature__ = inspect.signature(self.reference)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        found, places = self.reference(*args, **kwargs), wanted()[self.which]
+        assert wanted() == ()
+        for result, place in zip(found, places, strict=False):
+            if place is not None:
+                self.put += 1
+                place.copy_(result)
+        put = [
+            result if place is None else place for result, place in zip(found, places, strict=False)
+        ]
+        return *put, *found[len(put) :]
+
+
+WAYS = [hal.graphs.breakable, hal.graphs.piecewise]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_kernel_may_put_results_where_they_are_read(way: Any, most: int) -> None:
+    """What is elsewhere is copied; the second result is read by nobody, as torch.compile knows."""
+    puts, model = Putting("paged_attention", slice(most)), Model()
+    theirs = backend("theirs", devices=("musa",), paged_attention=hal.Kernel(fn=puts, name="puts"))
+    with installed(theirs, NATIVE):
+        options = {"at": hal.ops.paged_attention, "eager": FREE, "pad": PAD, "buckets": [4, 8]}
+        fast = way(model, *batch([8]), **options)
+        layers, wants = 2, 2 if way is hal.graphs.breakable else 1
+        for new in ([8], [3], [5, 2]):
+            given, puts.put = batch(new), 0
+            model.cache.zero_()
+            got = fast(*given)
+            model.cache.zero_()
+            assert torch.equal(got, model(*given))
+            # Nobody wants what the model itself calls in a certain place.
+            assert puts.put == layers * min(most, wants)
+
+
+def first(x: Tensor) -> Tensor:
+    return hal.ops.fused_add_rms_norm(x * 2, x, torch.ones_like(x[0]))[0] + 1
+
+
+def second(x: Tensor) -> Tensor:
+    return hal.ops.fused_add_rms_norm(x * 2, x, torch.ones_like(x[0]))[1] + 1
+
+
+def turned(x: Tensor) -> Tensor:
+    normed, total = hal.ops.fused_add_rms_norm(x * 2, x, torch.ones_like(x[0]))
+    return total * 3 - normed
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("function", [first, second, turned])
+@pytest.mark.parametrize("which", [slice(1), slice(2)])
+def test_results_that_look_alike_are_not_taken_for_each_other(
+    way: Any, function: Any, which: slice
+) -> None:
+    puts = Putting("fused_add_rms_norm", which)
+    offered = hal.Kernel(fn=puts, name="puts")
+    with installed(backend("theirs", devices=("musa",), fused_add_rms_norm=offered), NATIVE):
+        at = hal.ops.fused_add_rms_norm
+        fast = way(function, draw(4, 8), at=at, pad={"x": 0}, buckets=[4])
+        x = draw(3, 8)
+        assert torch.equal(fast(x), function(x))
+
+
+def test_results_go_where_the_function_wants_them_also_over_an_argument() -> None:
+    """There a kernel that writes early would write over what it reads, and is not offered it."""
+    scale, seen = torch.ones(8, device=X), list[Any]()
+    reference = kernel("rms_norm").fn
+
+    def notes(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(wanted())
+        return reference(*args, **kwargs)
+
+    def over(x: Tensor) -> Tensor:
+        y = x * 2
+        hal.ops.rms_norm(y, scale, out=y)
+        return y + 1
+
+    notes.__signature__ = inspect.signature(reference)  # type: ignore[attr-defined]
+    theirs = backend("theirs", devices=("musa",), rms_norm=hal.Kernel(fn=notes, name="notes"))
+    with installed(theirs, NATIVE):
+        fast = hal.graphs.breakable(over, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0})
+        seen.clear()
+        x = draw(3, 8)
+        assert torch.equal(fast(x), over(x))
+    assert seen == [(), ()]
 
 
 def test_it_goes_on_from_a_cache() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
+from hal.wanted import wanted
 from hal_triton.layout import empty
 
 __all__ = ["Run", "Tensors", "Tile", "floats", "results"]
@@ -53,9 +54,24 @@ class Tile(NamedTuple):
 
 def results(q: Tensor, value_dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
     """What makes memory for both results, for each row of queries like ``q`` [..., head_dim]."""
-    leading = q.shape[:-1]
+    leading = tuple(q.shape[:-1])
     out, lse = empty((*leading, value_dim), q), floats(leading, q)
-    return lambda: (out(), lse())
+    first, second = _like((*leading, value_dim), q.dtype), _like(leading, torch.float32)
+
+    def made() -> tuple[Tensor, Tensor]:
+        place, sums = (*wanted(), None, None)[:2]
+        return place if first(place) else out(), sums if second(sums) else lse()
+
+    return made
+
+
+def _like(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Any], TypeGuard[Tensor]]:
+    """Whether a result of this shape and dtype may be put somewhere."""
+
+    def fits(place: Any) -> TypeGuard[Tensor]:
+        return place is not None and place.dtype == dtype and tuple(place.shape) == shape
+
+    return fits
 
 
 def floats(shape: Sequence[int], like: Tensor) -> Callable[[], Tensor]:
