@@ -23,7 +23,7 @@ from hal.graphs.ranks import slowest
 
 __all__ = ["Captured", "Program", "Stats"]
 
-_ROUNDS = 10
+_TURNS, _TIMES = 4, 3
 # How much longer graphs may take and be kept: they leave the host free.
 _SLACK = 1.02
 _QUICKER = "the function itself is quicker"
@@ -152,8 +152,8 @@ class Captured:
 
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
         for more if graphs are, since they compute the whole bucket. Graphs that take up to 2 %
-        longer are kept, as they leave the host free. Both run ten times, for real. All ranks that
-        have captured together call it together, and the slowest of them decides.
+        longer are kept, as they leave the host free. Both run sixteen times, for real. All ranks
+        that have captured together call it together, and the slowest of them decides.
 
         Returns:
             Seconds from graphs, infinite where the call cannot be replayed, and of the function.
@@ -242,16 +242,18 @@ class Captured:
 
 
 def _seconds(calls: Sequence[Callable[[], Any]], wait: Callable[[], Any]) -> list[float]:
-    """What each call takes until its results are there, in turn; the first turn is not counted."""
+    """What each call takes until its results are there: the median of some turns, each of a few."""
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(_ROUNDS):
+    for _ in range(_TURNS):
         for call, found in zip(calls, times, strict=True):
-            wait()
-            began = time.perf_counter()
-            call()
-            wait()
-            found.append(time.perf_counter() - began)
-    return [statistics.median(found[1:]) for found in times]
+            call()  # After another it is slower than after itself.
+            for _ in range(_TIMES):
+                wait()
+                began = time.perf_counter()
+                call()
+                wait()
+                found.append(time.perf_counter() - began)
+    return list(map(statistics.median, times))
 
 
 def _agreed(counting: Sequence[Sequence[int | None]]) -> list[int | None]:
