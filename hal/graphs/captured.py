@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import statistics
 import time
@@ -172,14 +173,17 @@ class Captured:
             raise InvalidInput(f"{self.__name__} was captured for up to {most} tokens, not {count}")
         bucket, before = self._bucket(count), self._fallbacks.total()
         least = self._least.pop(bucket, 0)
+        module, device = self._maker.module, self._maker.device
         calls = (lambda: self(*args, **kwargs)), (lambda: self.__wrapped__(*args, **kwargs))
-        mine = _seconds(calls, self._maker.module.synchronize)
-        if self._fallbacks.total() > before:
-            mine[0] = math.inf
-        graphs, function = slowest(mine, self._group)
-        slower = graphs > _SLACK * function
-        if least := max(least, count + 1) if slower else min(least, count):
-            self._least[bucket] = least
+        try:
+            mine = _seconds(calls, functools.partial(module.synchronize, device))
+            if self._fallbacks.total() > before:
+                mine[0] = math.inf
+            graphs, function = slowest(mine, self._group)
+            slower = graphs > _SLACK * function
+            least = max(least, count + 1) if slower else min(least, count)
+        finally:
+            self._least |= {bucket: least} if least else {}
         return graphs, function
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], int]:
