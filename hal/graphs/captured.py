@@ -153,8 +153,9 @@ class Captured:
 
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
         for more if graphs are, since they compute the whole bucket. Graphs that take up to 2 %
-        longer are kept, as they leave the host free. Both run sixteen times, for real. All ranks
-        that have captured together call it together, and the slowest of them decides.
+        longer are kept, as they leave the host free. Both run sixteen times, for real: each replay
+        also writes to an argument that is an earlier result without a copy. All ranks that have
+        captured together call it together, and the slowest of them decides.
 
         Returns:
             Seconds from graphs, infinite where the call cannot be replayed, and of the function.
