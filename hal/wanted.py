@@ -41,9 +41,19 @@ def wanted() -> Places:
 
 def brought(results: Sequence[Tensor | None], places: Sequence[Tensor | None]) -> None:
     """Copy results to where they are wanted, but for those that a kernel has put there."""
-    for result, place in zip(results, places, strict=True):
-        if result is not None and place is not None and not _same(result, place):
-            place.copy_(result)
+    pairs = zip(results, places, strict=True)
+    left = [(r, p) for r, p in pairs if r is not None and p is not None and not _same(r, p)]
+    if not left:
+        return
+    taken = {_memory(place) for place in places if place is not None}
+    # What a kernel has computed on the way to one result may be in its place, and be another.
+    apart = [(r.clone() if _memory(r) in taken else r, p) for r, p in left]
+    for result, place in apart:
+        place.copy_(result)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import statistics
 import time
@@ -152,8 +153,9 @@ class Captured:
 
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
         for more if graphs are, since they compute the whole bucket. Graphs that take up to 2 %
-        longer are kept, as they leave the host free. Both run sixteen times, for real. All ranks
-        that have captured together call it together, and the slowest of them decides.
+        longer are kept, as they leave the host free. Both run sixteen times, for real: each replay
+        also writes to an argument that is an earlier result without a copy. All ranks that have
+        captured together call it together, and the slowest of them decides.
 
         Returns:
             Seconds from graphs, infinite where the call cannot be replayed, and of the function.
@@ -172,14 +174,17 @@ class Captured:
             raise InvalidInput(f"{self.__name__} was captured for up to {most} tokens, not {count}")
         bucket, before = self._bucket(count), self._fallbacks.total()
         least = self._least.pop(bucket, 0)
+        module, device = self._maker.module, self._maker.device
         calls = (lambda: self(*args, **kwargs)), (lambda: self.__wrapped__(*args, **kwargs))
-        mine = _seconds(calls, self._maker.module.synchronize)
-        if self._fallbacks.total() > before:
-            mine[0] = math.inf
-        graphs, function = slowest(mine, self._group)
-        slower = graphs > _SLACK * function
-        if least := max(least, count + 1) if slower else min(least, count):
-            self._least[bucket] = least
+        try:
+            mine = _seconds(calls, functools.partial(module.synchronize, device))
+            if self._fallbacks.total() > before:
+                mine[0] = math.inf
+            graphs, function = slowest(mine, self._group)
+            slower = graphs > _SLACK * function
+            least = max(least, count + 1) if slower else min(least, count)
+        finally:
+            self._least |= {bucket: least} if least else {}
         return graphs, function
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], int]:

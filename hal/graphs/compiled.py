@@ -125,8 +125,12 @@ class Compiled:
 
     def run(self, bucket: int, player: Player) -> Any:
         """Call what was compiled, or return that it does not fit any more, without a call."""
-        stance = torch.compiler.set_stance("eager_on_recompile")
-        with self._playing(player), capturing(self.at, None), stance:
+        with (
+            self._playing(player),
+            capturing(self.at, None),
+            # Last: it holds as soon as it is made, and the block takes it back.
+            torch.compiler.set_stance("eager_on_recompile"),
+        ):
             return self.call(*self._values(bucket))
 
     def unguarded(self, flat: Sequence[Any], player: Player) -> Any:

@@ -81,7 +81,7 @@ def _parts(module: GraphModule, at: Collection[OpOverload]) -> dict[Node, int]:
     last = 0
     for node in module.graph.nodes:
         source = node.args[0] if node.target is operator.getitem else None
-        if isinstance(source, Node) and parts.get(source, 0) % 2:
+        if isinstance(source, Node) and parts.get(source, 0) % 2 and _several(source):
             parts[node] = parts[source]
             continue
         taken = _is_at(_called(node), at)
@@ -89,6 +89,11 @@ def _parts(module: GraphModule, at: Collection[OpOverload]) -> dict[Node, int]:
             last += 2 if taken and last % 2 else 1
         parts[node] = last
     return parts
+
+
+def _several(node: Node) -> bool:
+    """Whether it has several values; an element of a tensor has to stay in the tensor's memory."""
+    return not isinstance(node.meta.get("example_value"), Tensor)
 
 
 def _reach(fake: Tensor) -> range | None:

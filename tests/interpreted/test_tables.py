@@ -146,7 +146,7 @@ def test_results_are_put_where_they_are_wanted(queries: int) -> None:
     want = hal_native.attention.paged_attention(q, *rest)
     out, lse = torch.empty_like(q), torch.empty(q.shape[:2])
     fit = {(out, lse): [True, True], (None, lse): [False, True], (out,): [True], (): list[bool]()}
-    unfit = {(out[:1], lse.half()): [False, False]}
+    unfit = {(out[:1], lse.half()): [False, False], (out.to("meta"), lse.to("meta")): [False] * 2}
     for places, there in {**fit, **unfit}.items():
         with wanted_in(places):
             got, again = (hal_triton.attention.paged_attention(q, *rest) for _ in range(2))

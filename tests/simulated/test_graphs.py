@@ -166,6 +166,31 @@ def test_what_cannot_be_replayed_is_no_quicker() -> None:
     assert fast.calibrate(draw(4))[0] < math.inf
 
 
+def test_a_calibration_that_fails_changes_nothing() -> None:
+    fails: list[int] = []
+
+    def refusing(x: Tensor) -> Tensor:
+        if fails:
+            raise ValueError("not now")
+        return x + 1
+
+    fast = hal.graphs.capture(refusing, draw(4))
+    with torch.enable_grad():
+        fast.calibrate(draw(4).requires_grad_())
+    fails.append(1)
+    with pytest.raises(ValueError, match="not now"):
+        fast.calibrate(draw(4))
+    assert fast.stats().least == {0: 1}
+
+
+def test_a_calibration_waits_for_the_device_of_its_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = torch.ones(4, device="musa:1")
+    fast, waited = hal.graphs.capture(lambda x: x + 1, there), set[Any]()
+    monkeypatch.setattr(HERE, "synchronize", lambda *where: waited.add(where))
+    fast.calibrate(there)
+    assert waited == {(there.device,)}
+
+
 def test_padding_is_renewed_in_each_call() -> None:
     """What an earlier call with more tokens left must not be taken for this call's."""
     fast = hal.graphs.capture(lambda x: x.sum(0), draw(4, 3), pad={"x": 0}, buckets=[4])

@@ -179,6 +179,30 @@ def test_results_that_look_alike_are_not_taken_for_each_other(
         assert torch.equal(fast(x), function(x))
 
 
+class OnTheWay(Putting):
+    """A kernel of which another, that it calls, puts its sum where the first result is wanted."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        (normed, total), (place, *_) = self.reference(*args, **kwargs), (*wanted(), None)
+        if place is not None:
+            self.put += 1
+            total = place.copy_(total)
+        return normed, total
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("function", [first, second, turned])
+def test_what_was_computed_on_the_way_may_be_another_result(way: Any, function: Any) -> None:
+    puts = OnTheWay("fused_add_rms_norm", slice(1))
+    offered = hal.Kernel(fn=puts, name="puts")
+    with installed(backend("theirs", devices=("musa",), fused_add_rms_norm=offered), NATIVE):
+        fast = way(function, draw(4, 8), at=hal.ops.fused_add_rms_norm, pad={"x": 0}, buckets=[4])
+        x = draw(3, 8)
+        assert torch.equal(fast(x), function(x))
+    # Where torch.compile sees that nobody reads the first, that has no place.
+    assert puts.put == (function is not second or way is hal.graphs.breakable)
+
+
 def test_results_go_where_the_function_wants_them_also_over_an_argument() -> None:
     """There a kernel that writes early would write over what it reads, and is not offered it."""
     scale, seen = torch.ones(8, device=X), list[Any]()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hal
 from hal.fakes import fake_if_exists
+from hal.graphs import compiled
 from hal.graphs import device as graphs_device
 from hal.graphs.stitch import Stitched
 from hal.repairs import DEVICE_CONSTANTS
@@ -123,6 +124,43 @@ def test_it_is_cut_at_operators_in_any_form(name: str, reference: bool) -> None:
             x = draw(count, 8)
             torch.testing.assert_close(fast(x), plain(x), rtol=1e-6, atol=1e-6)
         assert fast.stats().replays == {8: 2, 2: 1}
+
+
+def row(x: Tensor) -> Tensor:
+    y = hal.ops.rms_norm(x * 2, None)
+    last = y[3]
+    y.add_(1)
+    return last * 2 + y
+
+
+def row_of_second(x: Tensor) -> Tensor:
+    y, z = hal.ops.fused_add_rms_norm(x * 2, x, x[0])
+    last = z[3]
+    z.add_(1)
+    return last * 2 + y + z
+
+
+@pytest.mark.parametrize("plain", [row, row_of_second])
+def test_an_element_of_a_result_stays_in_its_memory(plain: Callable[[Tensor], Tensor]) -> None:
+    ops = [hal.ops.rms_norm, hal.ops.fused_add_rms_norm]
+    fast = hal.graphs.piecewise(plain, draw(4, 8), at=ops, pad={"x": 0}, buckets=[4])
+    same(fast, plain, 4)
+    assert fast.stats().replays == {4: 1}
+
+
+def test_what_ends_a_call_before_it_is_one_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = hal.graphs.piecewise(norms, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0}, buckets=[4])
+
+    def ended(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "capturing", ended)
+        with pytest.raises(KeyboardInterrupt):
+            fast(draw(4, 8))
+    # Otherwise nothing would be compiled any more.
+    again = hal.graphs.piecewise(norms, draw(4, 8), at=hal.ops.rms_norm, pad={"x": 0}, buckets=[4])
+    same(again, norms, 3)
 
 
 def test_what_was_made_functional_is_cut_at_too() -> None:

@@ -56,7 +56,9 @@ def results(q: Tensor, value_dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
     """What makes memory for both results, for each row of queries like ``q`` [..., head_dim]."""
     leading = tuple(q.shape[:-1])
     out, lse = empty((*leading, value_dim), q), floats(leading, q)
-    first, second = _like((*leading, value_dim), q.dtype), _like(leading, torch.float32)
+    device = q.device
+    first = _like((*leading, value_dim), q.dtype, device)
+    second = _like(leading, torch.float32, device)
 
     def made() -> tuple[Tensor, Tensor]:
         place, sums = (*wanted(), None, None)[:2]
@@ -65,11 +67,18 @@ def results(q: Tensor, value_dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
     return made
 
 
-def _like(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Any], TypeGuard[Tensor]]:
-    """Whether a result of this shape and dtype may be put somewhere."""
+def _like(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Callable[[Any], TypeGuard[Tensor]]:
+    """Whether a result of this shape, dtype and device may be put somewhere."""
 
     def fits(place: Any) -> TypeGuard[Tensor]:
-        return place is not None and place.dtype == dtype and tuple(place.shape) == shape
+        return (
+            place is not None
+            and place.dtype == dtype
+            and place.device == device
+            and tuple(place.shape) == shape
+        )
 
     return fits
 
