@@ -175,6 +175,8 @@ class Turns:
             if isinstance(way, Graphs):
                 reason = attempt(cell, name, functools.partial(way.calibrated, cell.phase))
                 cell.slower |= {name: reason} if reason else {}
+                if name in cell.wrong:
+                    del self.calls(cell)[name]
 
     def time(self, rounds: int = ROUNDS) -> None:
         """Time all ways that there are, in turn."""

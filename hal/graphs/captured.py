@@ -162,7 +162,7 @@ class Captured:
 
         Raises:
             InvalidInput: Arguments that it was not captured for, or more tokens than that.
-            HalError: It was closed.
+            HalError: It was closed, or another graph is being captured.
 
         Example:
             >>> for batch in batches:  # doctest: +SKIP
@@ -172,6 +172,8 @@ class Captured:
         if count > self._buckets[-1]:
             most = self._buckets[-1]
             raise InvalidInput(f"{self.__name__} was captured for up to {most} tokens, not {count}")
+        if self._maker.module.is_current_stream_capturing():
+            raise HalError(f"{self.__name__} cannot be timed while another graph is being captured")
         bucket, before = self._bucket(count), self._fallbacks.total()
         least = self._least.pop(bucket, 0)
         module, device = self._maker.module, self._maker.device

@@ -397,6 +397,8 @@ def test_in_another_capture_it_is_the_function_itself() -> None:
     x, graph = draw(2, 8), HERE.Graph()
     with HERE.graph(graph):
         y = fast(x)
+        with pytest.raises(hal.HalError, match="cannot be timed while"):
+            fast.calibrate(x)
     x.normal_()
     graph.replay()
     assert torch.equal(y, gate(x))
