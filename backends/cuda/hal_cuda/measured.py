@@ -43,7 +43,8 @@ MEASURED: Mapping[int, Mapping[tuple[str, str], Times]] = {
         ("flashinfer", "fused_add_rms_norm"): Times(1.00, 1.22),
         # The peer of that name, at those sizes of docs/performance/prefill.md that it takes.
         ("flash", "varlen_attention"): Times(0.98, 2.00),
-        # vLLM's build, at sizes from 2048 rows of 32 heads of 128 on.
+        # vLLM's build, with --backend cuda:fa3 before it was the choice, from 2048 rows of 32 heads
+        # of 128 columns on; the page has what hal takes since.
         ("fa3", "varlen_attention"): Times(0.62, 0.87, since=2**23),
     },
 }
