@@ -18,17 +18,23 @@ from steps import Call, Phase, whole
 from subject import Subject
 from ways import Took, reserved
 
-# Seconds that a compilation of 32 layers may take, before one has shown it, and that must be left
-# to time its steps.
-LONG, REST = 75.0, 40.0
+# Seconds that a compilation of 32 layers may take, before one has shown it.
+LONG = 75.0
 COUNTED = ("fxgraph_cache_hit", "cudagraph_skips")
 
 
 @attrs.define
 class Clock:
-    """The seconds that a run may take, and the longest that a compilation took."""
+    """What is left of the time that a run may take.
+
+    Attributes:
+        limit: The seconds of the run.
+        rest: Those that must be left to time the steps of a phase.
+        longest: Those of the longest compilation until now.
+    """
 
     limit: float
+    rest: float = 0.0
     longest: float = 0.0
     _began: float = attrs.field(factory=time.perf_counter)
 
@@ -44,7 +50,7 @@ class Clock:
             DoesNotFit: It might not end in time.
         """
         left, began = self.limit - self.now, time.perf_counter()
-        if left < (self.longest or LONG) + REST:
+        if left < (self.longest or LONG) + self.rest:
             raise DoesNotFit(f"{left:.0f} s were left, too few to compile it and time its steps")
         found = function()
         self.longest = max(self.longest, time.perf_counter() - began)

@@ -188,8 +188,9 @@ def merged(runs: Sequence[Data]) -> dict[str, Any]:
 
 ABOUT = """\
 Microseconds of a step from the host's sight, from its call until its logits are there: the median
-of rounds in which ways take turns, and in brackets what separates the slow tenth of steps from the
-fast tenth. Prefill is of one sequence without past, decode of as many sequences as tokens, each
+of rounds in which ways take turns, each after a tenth of a second of its own steps, by which the
+device has settled on a clock, and in brackets what separates the slow tenth of steps from the fast
+tenth. Prefill is of one sequence without past, decode of as many sequences as tokens, each
 with a past of 1,023. `hal` and `transformers` are without graphs. hal's graphs are captured for the
 buckets of `hal.graphs.ladder` into which these numbers of tokens fall; where that is a larger one,
 it is in brackets, and `piecewise` takes one token as two. Each step was calibrated: `†` marks one

@@ -19,8 +19,9 @@ from timing import Time
 from ways import Graphs, Took, Way, reserved
 
 ROUNDS = 5
-# Of a way's turn: seconds, and steps at most.
-TURN, MOST = 0.02, 10
+# Of a way's turn: seconds, and steps at least and at most. A device that was idle has a tenth more
+# clock than one at work, for a tenth of a second, so that a way would gain by what it comes after.
+SETTLE, TURN, LEAST, MOST = 0.1, 0.05, 2, 10
 # Two of bfloat16's roundings in a row are 8e-3. Those of the layers add up as steps of a random
 # walk do, and 5e-2 is far from what they make of 4 layers (1.2e-2 to 1.7e-2 against float32). Here
 # both sides have rounded.
@@ -62,18 +63,19 @@ def limit(way: Way, name: str, cell: Cell, layers: int) -> float:
 
 
 def latencies(call: Call) -> list[float]:
-    """Microseconds of each step of a turn."""
-    found: list[float] = []
+    """Microseconds of each step of a turn, after some by which the device has its clock."""
+    before = [_seconds(call)]
+    while sum(before) < SETTLE:
+        before.append(_seconds(call))
+    steps = int(TURN / before[-1])
+    return [_seconds(call) * 1e6 for _ in range(max(LEAST, min(MOST, steps)))]
+
+
+def _seconds(call: Call) -> float:
     began = time.perf_counter()
     call()
     synchronize()
-    first = time.perf_counter() - began
-    for _ in range(max(1, min(MOST, int(TURN / first)))):
-        began = time.perf_counter()
-        call()
-        synchronize()
-        found.append((time.perf_counter() - began) * 1e6)
-    return found
+    return time.perf_counter() - began
 
 
 def timed(cell: Cell, calls: dict[str, Call], rounds: int) -> None:
@@ -169,7 +171,6 @@ class Turns:
 
     def _calibrate(self, cell: Cell) -> None:
         """Let what is captured do what is quicker, as things are."""
-        cell.slower = {}
         for name in list(self.calls(cell)):
             way = self._ways[name]
             if isinstance(way, Graphs):
@@ -178,10 +179,11 @@ class Turns:
                 if name in cell.wrong:
                     del self.calls(cell)[name]
 
-    def time(self, rounds: int = ROUNDS) -> None:
+    def time(self, rounds: int, calibrated: bool = True) -> None:
         """Time all ways that there are, in turn."""
         for cell in self.cells:
-            self._calibrate(cell)
+            if calibrated:
+                self._calibrate(cell)
             timed(cell, self.calls(cell), rounds)
             found = ", ".join(f"{name} {us:.0f}" for name, us in cell.us.items())
             self.say(f"{self.subject.kind} of {cell.phase.tokens}: {found} us")

@@ -41,6 +41,7 @@ def as_it_runs() -> Iterator[None]:
     """In inference mode; a round of one step is enough to see that it is timed."""
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "ROUNDS", 1)
+        patch.setattr("turns.SETTLE", 0)
         patch.setattr("turns.TURN", 0)
         yield
 
@@ -137,6 +138,8 @@ def test_a_step_that_is_not_from_graphs_is_refused(
 def test_what_might_not_be_compiled_in_time_is_not_begun() -> None:
     with pytest.raises(DoesNotFit, match=r"^5 s were left, too few"):
         Clock(5.0).compiles(lambda: pytest.fail("begun"))
+    with pytest.raises(DoesNotFit, match=r"^100 s were left, too few"):
+        Clock(100.0, rest=60.0).compiles(lambda: pytest.fail("begun"))
     clock = Clock(1000.0)
     assert clock.compiles(lambda: 3) == 3
     assert clock.longest > 0
@@ -148,7 +151,7 @@ def test_without_a_device_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         graphs.place("cuda", None)
 
 
-def lost(turns: Turns, rounds: int) -> None:
+def lost(turns: Turns, rounds: int, calibrated: bool = True) -> None:
     raise DeviceLost("an illegal address")
 
 
