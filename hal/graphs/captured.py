@@ -25,8 +25,6 @@ from hal.graphs.ranks import slowest
 __all__ = ["Captured", "Program", "Stats"]
 
 _TURNS, _TIMES = 4, 3
-# How much longer graphs may take and be kept: they leave the host free.
-_SLACK = 1.02
 _QUICKER = "the function itself is quicker"
 
 
@@ -152,10 +150,9 @@ class Captured:
         """Time a call, from graphs and of the function itself, and do what is quicker from now on.
 
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
-        for more if graphs are, since they compute the whole bucket. Graphs that take up to 2 %
-        longer are kept, as they leave the host free. Both run sixteen times, for real: each replay
-        also writes to an argument that is an earlier result without a copy. All ranks that have
-        captured together call it together, and the slowest of them decides.
+        for more if graphs are, since they compute the whole bucket. Both run sixteen times, for
+        real: each replay also writes to an argument that is an earlier result without a copy. All
+        ranks that have captured together call it together, and the slowest of them decides.
 
         Returns:
             Seconds from graphs, infinite where the call cannot be replayed, and of the function.
@@ -183,8 +180,7 @@ class Captured:
             if self._fallbacks.total() > before:
                 mine[0] = math.inf
             graphs, function = slowest(mine, self._group)
-            slower = graphs > _SLACK * function
-            least = max(least, count + 1) if slower else min(least, count)
+            least = max(least, count + 1) if graphs > function else min(least, count)
         finally:
             self._least |= {bucket: least} if least else {}
         return graphs, function
