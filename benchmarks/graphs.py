@@ -102,8 +102,8 @@ def groups(turns: Turns, clock: Clock) -> Iterator[Ways]:
         return lambda: Compiled(subject, mode, dynamic, several if dynamic else fixed, steps, clock)
 
     last: Ways = {
-        "transformers reduce-overhead": compiled("reduce-overhead", dynamic),
         "transformers compile": compiled("default", dynamic),
+        "transformers reduce-overhead": compiled("reduce-overhead", dynamic),
         "hal piecewise inductor": lambda: clock.compiles(lambda: pieces("inductor", guards=False)),
     }
     if dynamic:

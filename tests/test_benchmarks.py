@@ -248,6 +248,8 @@ def test_goals_are_met_or_not_as_the_figures_say() -> None:
     assert "| 100 (as 112) | 1800 (0) | 1000 (0) |" in said
     assert "| 1 | 1800 (0) | 1000† (0) |" in said
     assert "- decode of 1, hal capture: graphs take 9 µs." in said
+    assert "In 1 of 3 steps (†) hal calls the function itself" in said
+    assert "Called as hal, that takes 1.80 to 1.80 times as long" in said
     assert "| hal capture | 3.0 | 8 | 2 | 4.0 | 1.50 | 2 | 0.0e+00 |" in said
     assert "reads and writes 4.00 TB/s: 1000 µs at least. hal without graphs takes 1800 µs" in said
     assert f"- prefill of 4096, {TIED}: 1 s were left." in said
