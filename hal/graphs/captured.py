@@ -152,38 +152,45 @@ class Captured:
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
         for more if graphs are, since they compute the whole bucket. Both run sixteen times, for
         real: each replay also writes to an argument that is an earlier result without a copy. All
-        ranks that have captured together call it together, and the slowest of them decides.
+        ranks that have captured together call it together, and the slowest of them decides. One that
+        fails tells the others; among collectives of the function itself they would wait for it.
 
         Returns:
             Seconds from graphs, infinite where the call cannot be replayed, and of the function.
 
         Raises:
             InvalidInput: Arguments that it was not captured for, or more tokens than that.
-            HalError: It was closed, or another graph is being captured.
+            HalError: It was closed, or another graph is being captured; or, with several ranks, one
+                has failed, in any way, which all of them say.
 
         Example:
             >>> for batch in batches:  # doctest: +SKIP
             ...     fast.calibrate(batch)
         """
+        graphs, function = slowest(lambda: self._timed(args, kwargs), self.__name__, self._group)
+        count = self._checked(args, kwargs)[1]
+        bucket = self._bucket(count)
+        least = self._least.pop(bucket, 0)
+        least = max(least, count + 1) if graphs > function else min(least, count)
+        self._least |= {bucket: least} if least else {}
+        return graphs, function
+
+    def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
+        """Seconds of a call from graphs, whatever was found before, and of the function."""
         _, count = self._checked(args, kwargs)
         if count > self._buckets[-1]:
             most = self._buckets[-1]
             raise InvalidInput(f"{self.__name__} was captured for up to {most} tokens, not {count}")
-        if self._maker.module.is_current_stream_capturing():
-            raise HalError(f"{self.__name__} cannot be timed while another graph is being captured")
-        bucket, before = self._bucket(count), self._fallbacks.total()
-        least = self._least.pop(bucket, 0)
         module, device = self._maker.module, self._maker.device
+        if module.is_current_stream_capturing():
+            raise HalError(f"{self.__name__} cannot be timed while another graph is being captured")
         calls = (lambda: self(*args, **kwargs)), (lambda: self.__wrapped__(*args, **kwargs))
+        before, least, self._least = self._fallbacks.total(), self._least, {}
         try:
-            mine = _seconds(calls, functools.partial(module.synchronize, device))
-            if self._fallbacks.total() > before:
-                mine[0] = math.inf
-            graphs, function = slowest(mine, self._group)
-            least = max(least, count + 1) if graphs > function else min(least, count)
+            graphs, function = _seconds(calls, functools.partial(module.synchronize, device))
         finally:
-            self._least |= {bucket: least} if least else {}
-        return graphs, function
+            self._least = least
+        return [graphs if self._fallbacks.total() == before else math.inf, function]
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Any], int]:
         """A call's arguments in order, and its tokens, if it is one that was captured for."""

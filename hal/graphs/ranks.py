@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,10 +32,43 @@ def _gathered(mine: Any, group: Any) -> list[Any]:
     return found
 
 
-def slowest(seconds: Sequence[float], group: Any = None) -> list[float]:
-    """Of each of some figures the largest that a rank has."""
-    found = [seconds] if _count(group) == 1 else _gathered(seconds, group)
+def slowest(measure: Callable[[], list[float]], who: str, group: Any = None) -> list[float]:
+    """Of each of some figures the largest that a rank measures.
+
+    Args:
+        measure: Gives this rank's, as many as on each other.
+        who: What is measured.
+        group: A process group of ``torch.distributed``; None for all ranks.
+
+    Raises:
+        HalError: It has failed on a rank, which all of them are told; a single one has its error.
+    """
+    if _count(group) == 1:
+        return measure()
+    try:
+        mine = measure()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise _failed(who, _gathered(said, group), group) from error
+    found = _gathered(mine, group)
+    if any(isinstance(each, str) for each in found):
+        raise _failed(who, found, group)
     return [max(each) for each in zip(*found, strict=True)]
+
+
+def _failed(who: str, found: Sequence[Any], group: Any) -> HalError:
+    """What all ranks raise where some have said what went wrong, and others their figures."""
+    lines = [
+        f"\n  rank {rank}: {each}"
+        for rank, each in zip(_numbers(group), found, strict=True)
+        if isinstance(each, str)
+    ]
+    return HalError(f"{who} was not measured, since it failed:{''.join(lines)}")
+
+
+def _numbers(group: Any) -> list[int]:
+    """The numbers that the ranks of a group have among all."""
+    return dist.get_process_group_ranks(group or dist.group.WORLD)
 
 
 def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> None:
@@ -57,7 +90,7 @@ def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> Non
         return
     mine = {"fingerprint": fingerprint(device), "device": device.type, **captured}
     found = _gathered(mine, group)
-    ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+    ranks = _numbers(group)
     said = {key: {r: repr(each[key]) for r, each in zip(ranks, found, strict=True)} for key in mine}
     unlike = [line for key, values in said.items() for line in _unlike(key, values)]
     if unlike:

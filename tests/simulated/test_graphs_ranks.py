@@ -78,6 +78,26 @@ graphs, function = fast.calibrate(x)
 assert function > 0.04, function
 assert fast.stats().least == {}
 """,
+    "one that fails": """
+failing = False
+
+
+def sometimes(x):
+    if failing:
+        raise ValueError("no more")
+    return one(x)
+
+
+fast, x = cut(sometimes), torch.randn(3, 8, device=X)
+failing = rank == 1
+with refused("sometimes was not measured", "rank 1: ValueError: no more"):
+    fast.calibrate(x)
+failing = False
+with refused("rank 0: InvalidInput: sometimes was captured for up to 4 tokens, not 5"):
+    fast.calibrate(x if rank else torch.randn(5, 8, device=X))
+assert fast.stats().least == {}
+assert all(seconds > 0 for seconds in fast.calibrate(x))
+""",
     "another kernel": """
 forced = hal.use("native") if rank else contextlib.nullcontext()
 with forced, refused("ranks would not capture the same", "fingerprint of rank 1 is"):
