@@ -82,13 +82,6 @@ class Program:
             graph.replay()
         return None
 
-    def counting(self) -> list[int | None]:
-        """For each result its first dimension of the size of the bucket."""
-        if not self.bucket:
-            return [None] * len(self.results)
-        shapes = [list(r.shape) if isinstance(r, Tensor) else [] for r in self.results]
-        return [s.index(self.bucket) if self.bucket in s else None for s in shapes]
-
 
 class Captured:
     """A function that runs from graphs, as ``capture``, ``breakable`` and ``piecewise`` make it.
@@ -115,7 +108,7 @@ class Captured:
         self._programs = {program.bucket: program for program in programs}
         self._buckets = sorted(self._programs)
         self._eager = [a.name for a in arguments.each if a.kind == "eager"]
-        self._dims = _agreed([program.counting() for program in programs])
+        self._dims = _counting(arguments.who, programs)
         self._stats, self._group = stats, group
         self._replays: Counter[int] = Counter()
         self._fallbacks: Counter[str] = Counter()
@@ -266,6 +259,26 @@ def _seconds(calls: Sequence[Callable[[], Any]], wait: Callable[[], Any]) -> lis
     return list(map(statistics.median, times))
 
 
-def _agreed(counting: Sequence[Sequence[int | None]]) -> list[int | None]:
-    """The dimension of each result that counts tokens in every bucket."""
-    return [found[0] if len(set(found)) == 1 else None for found in zip(*counting, strict=True)]
+def _counting(who: str, programs: Sequence[Program]) -> list[int | None]:
+    """For each result its first dimension with the size of every bucket, if it has one.
+
+    Raises:
+        InvalidInput: Results change with the bucket in another way, and would keep their padding.
+    """
+    buckets = [program.bucket for program in programs]
+    if any(program.spec != programs[0].spec for program in programs):
+        raise InvalidInput(f"{who} returns results nested otherwise for some of {buckets} tokens")
+    found: list[int | None] = []
+    for results in zip(*(program.results for program in programs), strict=True):
+        shapes = [list(r.shape) if isinstance(r, Tensor) else [] for r in results]
+        sizes = [list(each) for each in zip(*shapes, strict=False)]
+        dims = [d for d, each in enumerate(sizes) if each == buckets and each != [0]][:1]
+        changing = [d for d, each in enumerate(sizes) if len(set(each)) > 1]
+        if len(set(map(len, shapes))) > 1 or changing not in ([], dims):
+            said = ", ".join(f"{s} for {b}" for s, b in zip(shapes, buckets, strict=True))
+            raise InvalidInput(
+                f"{who} returns shapes in which not one dimension counts tokens, so that padding "
+                f"would stay: {said}; return what has one that does"
+            )
+        found.append(next(iter(dims), None))
+    return found

@@ -40,8 +40,8 @@ def capture(
             It has to make the rows harmless: a slot of -1 is not stored by
             ``hal.ops.store_kv_cache_``, and a sequence of length 0 attends to nothing. One that has
             more elements than there are tokens, such as the offsets of sequences, may have as many
-            more in each call. Results have no padding: the first dimension with the size of the
-            bucket, in each of them, is cut. Without it, calls have the example's shapes.
+            more in each call. Results have no padding: of each the first dimension with the size
+            of the bucket, whichever it is, is cut. Without it, calls have the example's shapes.
         buckets: The numbers of tokens to capture for; without them those of ``ladder`` up to the
             example's. A call takes the next larger one.
         copy: Whether results are new tensors. If not, they are in the memory of the graphs: valid
@@ -53,7 +53,8 @@ def capture(
             of tensor parallelism; without it, all ranks do.
 
     Raises:
-        InvalidInput: Arguments that cannot be captured, or are written to; a group without this
+        InvalidInput: Arguments that cannot be captured, or are written to; results that change
+            with the bucket in more than one dimension, or not as it does; a group without this
             rank.
         NoKernel: An op has no kernel that may be captured; ``breakable`` keeps it out.
         HalError: The device has no graphs, or not as many as this takes; or ranks differ in what

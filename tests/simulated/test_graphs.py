@@ -209,6 +209,20 @@ def test_the_last_element_fills_offsets_and_a_pad_may_be_in_another_dimension() 
     assert program.results[0].tolist() == [2, 2, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("function", "dim"),
+    [(lambda x: x * 2, 1), (lambda x: x[0].view(-1, 4, 2).transpose(0, 1) * 2, 1)],
+)
+def test_a_size_that_a_bucket_has_by_chance_is_not_taken_for_it(function: Any, dim: int) -> None:
+    """Nor is one before what counts tokens, such as of a batch of one or of four heads."""
+    pad: Any = {"x": hal.graphs.Pad(float("nan"), dim)}
+    fast = hal.graphs.capture(function, draw(1, 8, 8), pad=pad)
+    assert fast.stats().buckets == (1, 2, 4, 8)
+    for count in (1, 3, 4, 7):
+        x = draw(1, count, 8)
+        assert torch.equal(fast(x), function(x))
+
+
 def test_padded_rows_are_stored_nowhere() -> None:
     cache = torch.zeros(2, 4, 1, 2, device=X)
 
@@ -318,6 +332,18 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         "returns 2; a replay renews nothing but tensors",
     ),
     "no token": (lambda: hal.graphs.capture(gate, draw(0, 4), pad={"x": 0}), "1 or more tokens"),
+    "rows of which some are padding": (
+        lambda: hal.graphs.capture(lambda x: x.repeat(2, 1), draw(2, 4), pad={"x": 0}),
+        r"not one dimension counts tokens.*: \[4, 4\] for 2, \[2, 4\] for 1",
+    ),
+    "padding in two dimensions": (
+        lambda: hal.graphs.capture(lambda x: x @ x.t(), draw(2, 4), pad={"x": 0}),
+        "not one dimension counts tokens",
+    ),
+    "another result": (
+        lambda: hal.graphs.capture(lambda x: (x,) * len(x), draw(2, 4), pad={"x": 0}),
+        "nested otherwise",
+    ),
 }
 
 
