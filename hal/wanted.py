@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
+from hal.errors import InvalidInput
+
 __all__ = ["brought", "wanted", "wanted_in"]
 
 Places = tuple[Tensor | None, ...]
@@ -40,7 +42,11 @@ def wanted() -> Places:
 
 
 def brought(results: Sequence[Tensor | None], places: Sequence[Tensor | None]) -> None:
-    """Copy results to where they are wanted, but for those that a kernel has put there."""
+    """Copy results to where they are wanted, but for those that a kernel has put there.
+
+    Raises:
+        InvalidInput: One has another shape than its place.
+    """
     pairs = zip(results, places, strict=True)
     left = [(r, p) for r, p in pairs if r is not None and p is not None and not _same(r, p)]
     if not left:
@@ -49,6 +55,11 @@ def brought(results: Sequence[Tensor | None], places: Sequence[Tensor | None]) -
     # What a kernel has computed on the way to one result may be in its place, and be another.
     apart = [(r.clone() if _memory(r) in taken else r, p) for r, p in left]
     for result, place in apart:
+        if result.shape != place.shape:  # A copy would repeat a row for all of them.
+            raise InvalidInput(
+                f"a result is {list(result.shape)} where {list(place.shape)} is wanted: what this "
+                "call gives makes it another than was captured"
+            )
         place.copy_(result)
 
 

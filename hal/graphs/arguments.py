@@ -194,6 +194,8 @@ class Arguments:
         values, pads = bound.arguments, _pads(pad)
         _check_names(pads, values, "pad")
         _check_names(eager, values, "eager")
+        if both := sorted(set(pads) & set(eager)):
+            raise InvalidInput(f"{who}: eager and pad both name {', '.join(both)}")
         kinds = {name: _kind(name, value, pads, eager) for name, value in values.items()}
         least = [values[name].shape[p.dim] for name, p in pads.items()]
         count = min(least, default=0)
@@ -257,6 +259,14 @@ class Arguments:
         for argument in self.each:
             argument.clear(bucket)
 
+    def hold(self, value: Any) -> bool:
+        """Whether a tensor lies where the graphs read an argument."""
+        return isinstance(value, Tensor) and any(
+            value.untyped_storage().data_ptr() == a.memory.untyped_storage().data_ptr()
+            for a in self.each
+            if a.memory is not None
+        )
+
     def inputs(self, bucket: int) -> list[Any]:
         """What the function is called with to be captured."""
         return [
@@ -267,7 +277,9 @@ class Arguments:
 
 def _marked(value: Any) -> Any:
     """A value that is known again by its identity."""
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float)):
+    if isinstance(value, Tensor):
+        return value.detach()  # The example may have it twice, or the function close over it.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     return _Int(value) if isinstance(value, int) else _Float(value)
 

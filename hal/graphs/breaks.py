@@ -76,14 +76,19 @@ def _returned(form: Form, flat: Sequence[Any], targets: tuple[Any, ...]) -> Any:
 
 
 class Kept:
-    """Tensors without a share in their memory, until it is known whose memory lasts."""
+    """Tensors without a share in their memory, until it is known whose memory lasts.
 
-    def __init__(self) -> None:
+    Args:
+        device: Where graphs keep what they compute.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._storages: list[Any] = []
 
     def alias(self, value: Any) -> Any:
-        """The same elements, for who does not hold their memory."""
-        if not isinstance(value, Tensor):
+        """The same elements, for who does not hold their memory; itself if no graph keeps that."""
+        if not isinstance(value, Tensor) or value.device != self._device:
             return value
         self._storages.append(StorageWeakRef(value.untyped_storage()))
         return weak_ref_tensor(value)
@@ -158,12 +163,15 @@ class Warming:
 
     def __init__(self, given: Mapping[int, str], runs: bool) -> None:
         self.count, self.taken = 0, set[str]()
+        self.written: list[tuple[str, Any]] = []
         self._given, self._runs = given, runs
 
     def __call__(self, form: Form, flat: Sequence[Any], out: Any) -> Any:
         """Run it, or return zeros."""
         self.count += 1
         self.taken |= {self._given[id(v)] for v in flat if id(v) in self._given}
+        if form.inplace:
+            self.written += [(form.name, flat[i]) for i in form.op.overwritten]
         if self._runs:
             with uncaptured():
                 function = getattr(ops, form.name)

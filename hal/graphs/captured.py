@@ -21,10 +21,13 @@ from hal.graphs.arguments import Arguments
 from hal.graphs.breaks import Break
 from hal.graphs.device import Maker
 from hal.graphs.ranks import slowest
+from hal.policy import active
+from hal.select import CAPTURED
 
 __all__ = ["Captured", "Program", "Stats"]
 
 _TURNS, _TIMES = 4, 3
+_CAPTURING = "another graph is being captured"
 _QUICKER = "the function itself is quicker"
 
 
@@ -104,11 +107,14 @@ class Captured:
     ) -> None:
         self.__name__ = arguments.who
         self.__wrapped__ = fn
-        self._arguments, self._maker, self._copy = arguments, maker, copy
+        self._arguments, self._maker = arguments, maker
         self._programs = {program.bucket: program for program in programs}
         self._buckets = sorted(self._programs)
         self._eager = [a.name for a in arguments.each if a.kind == "eager"]
         self._dims = _counting(arguments.who, programs)
+        # What is an argument would be lost as the next call's arguments are filled in.
+        results = zip(*(program.results for program in programs), strict=True)
+        self._copied = [copy or any(map(arguments.hold, each)) for each in results]
         self._stats, self._group = stats, group
         self._replays: Counter[int] = Counter()
         self._fallbacks: Counter[str] = Counter()
@@ -207,8 +213,10 @@ class Captured:
         """Why a call cannot be replayed."""
         if count > self._buckets[-1]:
             return f"more than {self._buckets[-1]} tokens"
+        if (policy := active.get()) is not None and CAPTURED in policy.entries:
+            return _CAPTURING  # Or is about to be: what it needs has to be there before.
         if self._maker.module.is_current_stream_capturing():
-            return "another graph is being captured"
+            return _CAPTURING
         if torch.is_grad_enabled() and any(
             isinstance(v, Tensor) and v.requires_grad for v in values
         ):
@@ -220,10 +228,10 @@ class Captured:
     def _results(self, program: Program, count: int) -> Any:
         """What the function returns, without the rows that are padding."""
         found: list[Any] = []
-        for value, dim in zip(program.results, self._dims, strict=True):
+        for value, dim, copied in zip(program.results, self._dims, self._copied, strict=True):
             if isinstance(value, Tensor):
                 value = value if dim is None else value.narrow(dim, 0, count)
-                value = value.clone() if self._copy else value
+                value = value.clone() if copied else value
             found.append(value)
         return tree_unflatten(found, program.spec)
 
@@ -242,6 +250,7 @@ class Captured:
             for graph in program.graphs:
                 self._maker.drop(graph)
         self._programs = {}
+        self._arguments = attrs.evolve(self._arguments, each=())
 
 
 def _seconds(calls: Sequence[Callable[[], Any]], wait: Callable[[], Any]) -> list[float]:

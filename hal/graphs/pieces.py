@@ -90,7 +90,7 @@ class _Task(Task):
 
     def program(self, bucket: int) -> Program:
         """Capture it for a bucket."""
-        warming, kept = Warmup(self.given(), runs=False), Kept()
+        warming, kept = Warmup(self.given(), runs=False), Kept(self.maker.device)
         self.play(bucket, warming)
         recording = Recording(self.maker, {}, kept)
         recorder = Recorder(self.given(), warming.results, recording, kept)

@@ -123,8 +123,11 @@ class Task:
         counting = Warming(self.names, runs=False)
         inputs = self.arguments.inputs(bucket)
         watched = list(zip(self.arguments.each, inputs, strict=True))
-        with Watch(self.arguments.who, watched, self.others):
+        with (watch := Watch(self.arguments.who, watched, self.others)):
             returned = self.run(bucket, counting)
+        for name, value in counting.written:
+            watch.check_written(name, value)
+        watch.check_returned(returned)
         for leaf in tree_leaves(returned):
             if leaf is not None and not isinstance(leaf, Tensor):
                 who = self.arguments.who
@@ -154,7 +157,7 @@ class Task:
 
     def program(self, bucket: int) -> Program:
         """Capture it for a bucket."""
-        kept = Kept()
+        kept = Kept(self.maker.device)
         recording = Recording(self.maker, self.names, kept)
         try:
             recording.begin()

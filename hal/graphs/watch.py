@@ -52,13 +52,27 @@ class Watch(TorchDispatchMode):
                     f"{self._who}: eager names {argument.name}, which {func} takes, and not only "
                     "ops at which it breaks; leave it out of eager, or pass it to them as it is"
                 )
-        for argument in self._found(list(_written(func, args, kwargs))):
-            raise InvalidInput(
-                f"{self._who}: {func} writes into {argument.name}, and in a replay it would write "
-                "into a copy; close over what is changed, such as a cache, instead of passing it, "
-                "or clone it first"
-            )
+        self.check_written(func, list(_written(func, args, kwargs)))
         return func(*args, **kwargs)
+
+    def check_returned(self, values: Any) -> None:
+        """Look at what the function returns."""
+        for argument in self._found(values):
+            if argument.kind == "eager":
+                raise InvalidInput(
+                    f"{self._who}: eager names {argument.name}, which is returned, and a replay "
+                    "would return that of the example; leave it out of what is returned"
+                )
+
+    def check_written(self, op: Any, values: Any) -> None:
+        """Look at what an operator changes, which may be what a call gives to those between."""
+        for argument in self._found(values):
+            if argument.kind != "eager":
+                raise InvalidInput(
+                    f"{self._who}: {op} writes into {argument.name}, and in a replay it would "
+                    "write into a copy; close over what is changed, such as a cache, instead of "
+                    "passing it, or clone it first"
+                )
 
     def _found(self, values: Any) -> Iterator[Argument]:
         for leaf in tree_leaves(values):

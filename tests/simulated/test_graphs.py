@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import time
@@ -80,6 +81,22 @@ def test_results_are_copies_unless_they_are_asked_not_to_be() -> None:
     first, second = same(x), same(y := draw(2, 8))
     assert first.data_ptr() == second.data_ptr()
     assert torch.equal(first, gate(y))
+
+
+def test_a_result_that_is_an_argument_may_be_given_back_as_another() -> None:
+    fast = hal.graphs.capture(lambda x, last: (x + last, x), draw(2), draw(2), copy=False)
+    x = torch.ones(2, device=X)
+    given = x, x * 10
+    for _ in range(2):
+        given = fast(*given)
+    assert [each.tolist() for each in given] == [[12.0, 12.0], [11.0, 11.0]]
+
+
+def test_a_result_that_is_not_on_the_device_of_the_graphs_lasts() -> None:
+    fast = hal.graphs.capture(lambda x: (x * 2, torch.arange(5000) + 5), draw(2))
+    others = [torch.full((5000,), 7) for _ in range(20)]
+    assert torch.equal(fast(draw(2))[1], torch.arange(5000) + 5)
+    assert others[0].sum() == 35000
 
 
 def test_results_that_are_not_copied_cannot_be_read_after_another_replay() -> None:
@@ -410,6 +427,9 @@ def test_a_closed_one_gives_its_memory_back_and_says_so() -> None:
     assert HERE.memory_reserved(X) > before
     assert fast.stats().bytes > 0
     fast.close()
+    fast.close()
+    gc.collect()
+    assert HERE.memory_reserved(X) <= before
     with pytest.raises(hal.HalError, match="gate was closed"):
         fast(draw(64, 64))
 
@@ -425,6 +445,22 @@ def test_in_another_capture_it_is_the_function_itself() -> None:
     graph.replay()
     assert torch.equal(y, gate(x))
     assert fast.stats().fallbacks == {"another graph is being captured": 1}
+
+
+def test_in_what_is_about_to_be_captured_too() -> None:
+    """What a replay has skipped before it would be compiled in the capture."""
+    runs: list[bool] = []
+
+    def inner(x: Tensor) -> Tensor:
+        runs.append(HERE.is_current_stream_capturing())
+        return x * 2
+
+    fast = hal.graphs.capture(inner, draw(4, 8), pad={"x": 0}, buckets=[4])
+    runs.clear()
+    outer = hal.graphs.capture(lambda x: fast(x) + 1, draw(3, 8))
+    assert runs == [False] * 4 + [True]
+    x = draw(3, 8)
+    assert torch.equal(outer(x), x * 2 + 1)
 
 
 def test_nothing_is_captured_in_another_capture() -> None:
@@ -453,17 +489,26 @@ def test_inference_mode_may_hold_in_the_capture_and_not_in_the_replay() -> None:
         assert torch.equal(fast(x), gate(x))
 
 
-def test_casts_of_weights_do_not_go_with_the_autocast_around_a_capture() -> None:
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_casts_of_weights_do_not_go_with_the_autocast_around_a_capture(
+    outside: bool, inside: bool
+) -> None:
     weight = draw(8, 8).requires_grad_()
-    with torch.autocast("musa", dtype=torch.bfloat16):
-        fast = hal.graphs.capture(lambda x: torch.nn.functional.linear(x, weight), draw(2, 8))
+
+    def product(x: Tensor) -> Tensor:
+        with torch.autocast("musa", torch.bfloat16) if inside else contextlib.nullcontext():
+            return torch.nn.functional.linear(x, weight)
+
+    with torch.autocast("musa", dtype=torch.bfloat16, enabled=outside):
+        fast = hal.graphs.capture(product, draw(2, 8))
         x = draw(2, 8)
         with torch.no_grad():
-            want = torch.nn.functional.linear(x, weight)
+            want = product(x)
         assert torch.is_autocast_cache_enabled()
     gc.collect()
     got = fast(x)
-    assert got.dtype == torch.bfloat16
+    assert got.dtype == (torch.bfloat16 if inside or outside else torch.float32)
     assert torch.equal(got, want)
 
 

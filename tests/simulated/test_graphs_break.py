@@ -417,6 +417,39 @@ def test_an_op_that_fails_in_a_replay_leaves_nothing() -> None:
     assert torch.equal(step(*given), model(*given))
 
 
+def test_one_tensor_in_the_example_may_be_several_in_a_call() -> None:
+    def twice(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return hal.ops.rms_norm(hal.ops.rms_norm(x, first) * 2, second)
+
+    same = torch.ones(8, device=X)
+    fast = hal.graphs.breakable(
+        twice, draw(4, 8), same, same, at="rms_norm", eager=("first", "second")
+    )
+    given = draw(4, 8), draw(8), draw(8)
+    assert torch.equal(fast(*given), twice(*given))
+
+
+def test_what_is_not_on_the_device_of_the_graphs_lasts_as_long_as_they_do() -> None:
+    def beside(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, hal.ops.rms_norm(torch.arange(8192.0).view(4, -1), None)
+
+    fast = hal.graphs.breakable(beside, draw(4, 8), at="rms_norm")
+    others = [torch.full((4, 2048), 7.0) for _ in range(20)]
+    x = draw(4, 8)
+    assert all(map(torch.equal, fast(x), beside(x)))
+    assert others[0].sum() == 7 * 8192
+
+
+def test_a_result_of_another_shape_than_the_graphs_read_is_refused() -> None:
+    fast = hal.graphs.breakable(
+        lambda x, y: x + hal.ops.rms_norm(y, None).sum(),
+        *(draw(4, 8), draw(4, 8)),
+        **{"at": "rms_norm", "eager": ["y"]},
+    )
+    with pytest.raises(hal.InvalidInput, match=r"\[1, 8\].* \[4, 8\]"):
+        fast(draw(4, 8), draw(1, 8))
+
+
 def test_an_exception_between_breaks_leaves_nothing() -> None:
     def failing(x: Tensor) -> Tensor:
         x = hal.ops.rms_norm(x * 2, None)
@@ -430,6 +463,15 @@ def test_an_exception_between_breaks_leaves_nothing() -> None:
 
 def sliced(x: Tensor, table: Tensor) -> Tensor:
     return hal.ops.rms_norm(x + table[0], None)
+
+
+def changed(x: Tensor, residual: Tensor) -> Tensor:
+    hal.ops.fused_add_rms_norm_(x * 2, residual, x[0])
+    return residual * 2
+
+
+def returned(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return hal.ops.rms_norm(y, None) + x, y
 
 
 def counted(x: Tensor, longest: int) -> Tensor:
@@ -449,6 +491,24 @@ REFUSED: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
         {"at": "topk_softmax", "eager": ("longest",)},
         "eager names longest, which no op at which it breaks takes as it is",
     ),
+    "an argument that an op changes": (
+        changed,
+        (4, 1),
+        {"at": "fused_add_rms_norm"},
+        "fused_add_rms_norm_ writes into residual",
+    ),
+    "an argument that is a result": (
+        returned,
+        (4, 1),
+        {"at": "rms_norm", "eager": ("y",)},
+        "eager names y, which is returned",
+    ),
+    "an argument that is padded too": (
+        sliced,
+        (4, 1),
+        {"at": "rms_norm", "eager": ("table",), "pad": {"x": 0, "table": 0}},
+        "eager and pad both name table",
+    ),
     "no such op": (sliced, (4, 1), {"at": "rms_nrom"}, "did you mean rms_norm"),
     "an op that is not called": (sliced, (4, 1), {"at": "softmax"}, "calls none of softmax"),
     "no such argument": (sliced, (4, 1), {"at": "rms_norm", "eager": ("y",)}, "eager names y"),
@@ -458,8 +518,8 @@ REFUSED: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_go_wrong_in_a_replay_is_refused(name: str) -> None:
     function, others, options, says = REFUSED[name]
-    rest = [draw(4, 8) if function is sliced and n == 1 else n for n in others[1:]]
-    example = [draw(4, 8), *(rest if function is sliced else others)]
+    rest = [draw(4, 8)] if function is not counted else others
+    example = [draw(4, 8), *rest]
     with pytest.raises(hal.InvalidInput, match=says):
         hal.graphs.breakable(function, *example, **options)
 
