@@ -146,6 +146,11 @@ def test_nor_does_the_second_graph_of_three() -> None:
     assert_well(module, earlier, x[0])
 
 
+def test_memory_that_nobody_held_before_is_not_taken_for_given_back() -> None:
+    draw(64, 1 << 20)
+    assert hal.graphs.capture(gate, draw(64, 512)).stats().bytes > 0
+
+
 def test_memory_does_not_grow_over_a_thousand_replays() -> None:
     assert HERE is not None
     module = torch.get_device_module(HERE.type)

@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hal.graphs.arguments import Pad
     from hal.graphs.buckets import ladder
     from hal.graphs.captured import Captured, Stats
     from hal.graphs.device import weak_ref_tensor
+    from hal.graphs.pads import Pad
     from hal.graphs.pieces import piecewise
     from hal.graphs.ways import breakable, capture
 
@@ -31,7 +31,7 @@ __all__ = [
 
 _PLACES = {
     "Captured": "captured",
-    "Pad": "arguments",
+    "Pad": "pads",
     "Stats": "captured",
     "breakable": "ways",
     "capture": "ways",

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -14,28 +14,9 @@ from torch import Tensor
 
 from hal.checks import describe
 from hal.errors import InvalidInput, InvalidType
+from hal.graphs.pads import Fill, Pad, as_pads
 
-__all__ = ["Argument", "Arguments", "Fill", "Pad", "prepared"]
-
-Fill = float | Literal["last"]
-"""What the rows of a bucket hold that a call does not fill: a number, or what the last one has."""
-
-
-@attrs.frozen
-class Pad:
-    """An argument with a dimension that counts tokens, other than the first.
-
-    Args:
-        value: What fills the rest of a bucket: a number, or ``"last"`` to repeat the last element.
-        dim: The dimension.
-
-    Example:
-        >>> hal.graphs.Pad(0, dim=1)
-        Pad(value=0, dim=1)
-    """
-
-    value: Fill
-    dim: int = 0
+__all__ = ["Argument", "Arguments", "prepared"]
 
 
 class _Int(int):
@@ -135,10 +116,6 @@ class Argument:
             )
 
 
-def _pads(given: Mapping[str, Fill | Pad]) -> dict[str, Pad]:
-    return {name: p if isinstance(p, Pad) else Pad(p) for name, p in given.items()}
-
-
 def _check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -152,8 +129,7 @@ def _kind(name: str, value: Any, pads: Mapping[str, Pad], eager: Iterable[str]) 
             raise InvalidType(f"eager names {name}, which is {value!r}, neither tensor nor number")
         return "eager"
     if name in pads:
-        if not isinstance(value, Tensor) or value.dim() <= pads[name].dim:
-            raise InvalidInput(f"pad names {name}, which has no dimension {pads[name].dim}")
+        pads[name].check(name, value)
         return "padded"
     if isinstance(value, Tensor):
         return "fixed"
@@ -191,7 +167,7 @@ class Arguments:
         signature, who = inspect.signature(called), getattr(fn, "__name__", type(fn).__name__)
         bound = signature.bind(*example)
         bound.apply_defaults()
-        values, pads = bound.arguments, _pads(pad)
+        values, pads = bound.arguments, as_pads(pad)
         _check_names(pads, values, "pad")
         _check_names(eager, values, "eager")
         if both := sorted(set(pads) & set(eager)):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
-from hal.errors import InvalidInput
+from hal.errors import InvalidInput, InvalidType
 
 __all__ = ["checked", "ladder"]
 
@@ -34,9 +35,12 @@ def checked(given: Iterable[int]) -> tuple[int, ...]:
     """Buckets as they were given, from small to large, each once.
 
     Raises:
-        InvalidInput: There is none, or one of less than a token.
+        InvalidInput: There is none, or one of less than a token, or that is no integer.
     """
-    sizes = tuple(sorted(set(given)))
+    try:
+        sizes = tuple(sorted({operator.index(size) for size in given}))
+    except TypeError:
+        raise InvalidType(f"buckets are integers, in a list or the like, not {given!r}") from None
     if not sizes or sizes[0] < 1:
         raise InvalidInput(
             f"buckets are numbers of tokens, one at least and each positive: {sizes}"

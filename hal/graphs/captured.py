@@ -151,8 +151,8 @@ class Captured:
         So for its number of tokens, for fewer in the same bucket if the function is quicker, and
         for more if graphs are, since they compute the whole bucket. Both run sixteen times, for
         real: each replay also writes to an argument that is an earlier result without a copy. All
-        ranks that have captured together call it together, and the slowest of them decides. One that
-        fails tells the others; among collectives of the function itself they would wait for it.
+        ranks that have captured together call it together, and the slowest of them decides. One
+        that fails tells the others; in collectives of the function's own they wait for it.
 
         Returns:
             Seconds from graphs, infinite where the call cannot be replayed, and of the function.

@@ -193,6 +193,8 @@ class Maker:
 
         What other threads do, such as loading, is not part of it, and does not disturb it.
         """
+        # A cast of a weight that autocast keeps would go before the graph that reads it.
+        torch.clear_autocast_cache()
         graph, stream = self.kind(), self._stream((self.device, self.pool))
         stream.wait_stream(self.module.current_stream())
         current = self.module.stream(stream)
@@ -211,6 +213,7 @@ class Maker:
             RuntimeError: It was made invalid; of that nothing is left.
         """
         graph, current = begun
+        torch.clear_autocast_cache()  # One that is captured is nothing yet.
         try:
             end_capture(graph, self.device, self.pool)
         finally:

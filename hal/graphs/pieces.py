@@ -12,10 +12,10 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_flatten
 
 from hal.errors import HalError, InvalidInput
-from hal.graphs.arguments import Fill, Pad
 from hal.graphs.breaks import Kept, Recording, Warming, capturing
 from hal.graphs.captured import Captured, Program
 from hal.graphs.compiled import MISSED, Compiled
+from hal.graphs.pads import Fill, Pad
 from hal.graphs.players import Pieces, Recorder, Warmup, after
 from hal.graphs.proofs import check_faked, check_repaired
 from hal.graphs.stitch import Player, Stitched

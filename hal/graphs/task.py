@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,11 +13,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from hal.errors import HalError, InvalidInput
-from hal.graphs.arguments import Arguments, Fill, Pad, prepared
+from hal.graphs.arguments import Arguments, prepared
 from hal.graphs.breaks import Kept, Recording, Warming, capturing
 from hal.graphs.buckets import checked, ladder
 from hal.graphs.captured import Captured, Program, Stats
 from hal.graphs.device import Maker
+from hal.graphs.pads import Fill, Pad
 from hal.graphs.ranks import check_ranks
 from hal.graphs.watch import Watch
 from hal.hardware import Capability
@@ -197,16 +197,6 @@ def _shown(buckets: Sequence[int], parts: int, progress: bool | None) -> Iterabl
     return bar(buckets, lambda bucket: f"graphs for {bucket} tokens" if bucket else "graphs")
 
 
-@contextlib.contextmanager
-def _uncached(kind: str) -> Generator[None, None, None]:
-    """Keep no casts of weights: they would go with the caller's autocast, and be read later."""
-    if not torch.is_autocast_enabled(kind):
-        yield
-        return
-    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
-        yield
-
-
 def _check_limit(task: Task, parts: int, limit: int | None) -> None:
     """Refuse what would end in the middle, for lack of graphs."""
     there, needed = len(task.maker.alive), parts * len(task.buckets)
@@ -233,9 +223,10 @@ def captured(
     limit, buckets = _limit(device), _buckets(given, count, options.buckets, least)
     check_ranks(device, options.group, function=given.who, at=options.at, buckets=buckets)
     maker = Maker.of(device, options.pool)
+    maker.tidy()  # What the allocator keeps for nobody is not given back by capturing.
     before = maker.reserved()
     task = make(fn, prepared(given, buckets[-1]), options.at, count, buckets, maker)
-    with torch.no_grad(), _uncached(device.type), maker.aside():
+    with torch.no_grad(), maker.aside():
         parts = task.watch()
         _check_limit(task, parts, limit)
         programs, warmed = task.programs(parts, options.progress)

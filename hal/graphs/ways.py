@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hal.graphs.arguments import Fill, Pad
 from hal.graphs.captured import Captured
+from hal.graphs.pads import Fill, Pad
 from hal.graphs.task import Options, captured
 from hal.policy import op_names
 

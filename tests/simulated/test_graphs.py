@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -335,6 +335,22 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "no such dimension": (
         lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": hal.graphs.Pad(0, 2)}),
         "x, which has no dimension 2",
+    ),
+    "no such dimension from the end": (
+        lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": hal.graphs.Pad(0, -3)}),
+        "x, which has no dimension -3",
+    ),
+    "no padding": (
+        lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": cast("Any", "first")}),
+        "pad fills x with a number or 'last', not 'first'",
+    ),
+    "half a token": (
+        lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": 0}, buckets=cast("Any", [2.5])),
+        r"not \[2.5\]",
+    ),
+    "one bucket": (
+        lambda: hal.graphs.capture(gate, draw(2, 4), pad={"x": 0}, buckets=cast("Any", 4)),
+        "not 4",
     ),
     "buckets of nothing": (
         lambda: hal.graphs.capture(gate, draw(2, 4), buckets=[4]),

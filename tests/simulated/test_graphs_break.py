@@ -444,7 +444,8 @@ def test_a_result_of_another_shape_than_the_graphs_read_is_refused() -> None:
     fast = hal.graphs.breakable(
         lambda x, y: x + hal.ops.rms_norm(y, None).sum(),
         *(draw(4, 8), draw(4, 8)),
-        **{"at": "rms_norm", "eager": ["y"]},
+        at="rms_norm",
+        eager=["y"],
     )
     with pytest.raises(hal.InvalidInput, match=r"\[1, 8\].* \[4, 8\]"):
         fast(draw(4, 8), draw(1, 8))

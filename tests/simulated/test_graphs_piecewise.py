@@ -163,6 +163,28 @@ def test_what_ends_a_call_before_it_is_one_leaves_nothing(monkeypatch: pytest.Mo
     same(again, norms, 3)
 
 
+def test_an_operator_of_torch_may_change_what_a_call_gives_it() -> None:
+    def added(x: Tensor, total: Tensor) -> Tensor:
+        torch.ops.aten.add_.Tensor(total, x * 2)
+        return x + 1
+
+    example, at = (draw(4, 8), draw(4, 8)), torch.ops.aten.add_.Tensor
+    fast = hal.graphs.piecewise(added, *example, at=at, eager=["total"])
+    x, total = draw(4, 8), torch.zeros(4, 8, device=X)
+    assert torch.equal(fast(x, total), x + 1)
+    assert torch.equal(total, x * 2)
+
+
+def test_what_is_not_on_the_device_of_the_graphs_lasts_as_long_as_they_do() -> None:
+    def beside(x: Tensor) -> tuple[Tensor, Tensor]:
+        return norms(x), torch.arange(5000) + 5
+
+    fast = hal.graphs.piecewise(beside, draw(4, 8), at=hal.ops.rms_norm)
+    others = [torch.full((5000,), 7) for _ in range(20)]
+    assert torch.equal(fast(draw(4, 8))[1], torch.arange(5000) + 5)
+    assert others[0].sum() == 35000
+
+
 def test_what_was_made_functional_is_cut_at_too() -> None:
     from torch._higher_order_ops.auto_functionalize import auto_functionalized
     from torch.fx import GraphModule
