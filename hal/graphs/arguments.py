@@ -35,7 +35,7 @@ class Argument:
         name: Its name.
         kind: ``padded`` and ``fixed`` tensors are copied to where the graphs read; what is
             ``eager`` is handed to the operators between graphs; what is ``plain`` must not change.
-        example: What it was in the example.
+        example: What it was in the example; when it has memory, no more than is read of that.
         pad: How it is padded, where it is.
         extra: How many more steps its dimension has than there are tokens.
         memory: Where the graphs read.
@@ -251,8 +251,13 @@ class Arguments:
         ]
 
 
-def _marked(value: Any) -> Any:
-    """A value that is known again by its identity."""
+def _kept(argument: Argument) -> Any:
+    """What is needed of an example: what may not be padding, or a value known by its identity."""
+    value, pad = argument.example, argument.pad
+    if pad is not None:
+        return value.narrow(pad.dim, 0, argument.extra).clone()
+    if argument.kind != "eager":
+        return value
     if isinstance(value, Tensor):
         return value.detach()  # The example may have it twice, or the function close over it.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -268,15 +273,14 @@ def _memory(argument: Argument, most: int) -> Tensor | None:
     return None
 
 
+def _prepared(argument: Argument, most: int) -> Argument:
+    memory = _memory(argument, most)
+    example = _kept(argument) if memory is None or argument.pad else memory
+    return attrs.evolve(argument, example=example, memory=memory)
+
+
 def prepared(arguments: Arguments, most: int) -> Arguments:
     """The same with memory for up to so many tokens, and with values that are known again."""
     with torch.inference_mode(False), torch.no_grad():
-        each = tuple(
-            attrs.evolve(
-                a,
-                memory=_memory(a, most),
-                example=_marked(a.example) if a.kind == "eager" else a.example,
-            )
-            for a in arguments.each
-        )
+        each = tuple(_prepared(argument, most) for argument in arguments.each)
     return attrs.evolve(arguments, each=each)

@@ -450,6 +450,20 @@ def test_a_closed_one_gives_its_memory_back_and_says_so() -> None:
         fast(draw(64, 64))
 
 
+def test_the_example_is_not_kept() -> None:
+    gc.collect()
+    before, most = HERE.memory_reserved(X), 1 << 12
+    example = [draw(most, 64), draw(most, 64)]
+    fast = hal.graphs.capture(
+        lambda x, y: x.sum() + y.sum(), *example, pad={"x": 0}, buckets=[most]
+    )
+    example.clear()
+    gc.collect()
+    # One is where the graphs read.
+    assert HERE.memory_reserved(X) - before < 3 * most * 64 * 4
+    assert fast(draw(5, 64), draw(most, 64)).shape == ()
+
+
 def test_in_another_capture_it_is_the_function_itself() -> None:
     fast = hal.graphs.capture(gate, draw(2, 8))
     x, graph = draw(2, 8), HERE.Graph()
