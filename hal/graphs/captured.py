@@ -166,7 +166,7 @@ class Captured:
             >>> for batch in batches:  # doctest: +SKIP
             ...     fast.calibrate(batch)
         """
-        graphs, function = slowest(lambda: self._timed(args, kwargs), self.__name__, self._group)
+        graphs, function = slowest(lambda: self._timed(args, kwargs), self._group)
         count = self._checked(args, kwargs)[1]
         bucket = self._bucket(count)
         least = self._least.pop(bucket, 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from hal.errors import HalError, InvalidInput
 from hal.report import fingerprint
 
-__all__ = ["check_ranks", "slowest"]
+__all__ = ["check_ranks", "slowest", "telling"]
 
 
 def _count(group: Any) -> int:
@@ -25,50 +26,54 @@ def _count(group: Any) -> int:
     return count
 
 
-def _gathered(mine: Any, group: Any) -> list[Any]:
-    """What each of several ranks gives, in order."""
-    found: list[Any] = [None] * _count(group)
-    dist.all_gather_object(found, mine, group=group)
-    return found
-
-
-def slowest(measure: Callable[[], list[float]], who: str, group: Any = None) -> list[float]:
-    """Of each of some figures the largest that a rank measures.
-
-    Args:
-        measure: Gives this rank's, as many as on each other.
-        who: What is measured.
-        group: A process group of ``torch.distributed``; None for all ranks.
-
-    Raises:
-        HalError: It has failed on a rank, which all of them are told; a single one has its error.
-    """
-    if _count(group) == 1:
-        return measure()
-    try:
-        mine = measure()
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise _failed(who, _gathered(said, group), group) from error
-    found = _gathered(mine, group)
-    if any(isinstance(each, str) for each in found):
-        raise _failed(who, found, group)
-    return [max(each) for each in zip(*found, strict=True)]
-
-
-def _failed(who: str, found: Sequence[Any], group: Any) -> HalError:
-    """What all ranks raise where some have said what went wrong, and others their figures."""
-    lines = [
-        f"\n  rank {rank}: {each}"
-        for rank, each in zip(_numbers(group), found, strict=True)
-        if isinstance(each, str)
-    ]
-    return HalError(f"{who} was not measured, since it failed:{''.join(lines)}")
-
-
 def _numbers(group: Any) -> list[int]:
     """The numbers that the ranks of a group have among all."""
     return dist.get_process_group_ranks(group or dist.group.WORLD)
+
+
+def _gathered(mine: Any, group: Any) -> list[Any]:
+    """What each of several ranks gives, in order; a string is what went wrong.
+
+    Raises:
+        HalError: On every rank, if something did on one.
+    """
+    found: list[Any] = [None] * _count(group)
+    dist.all_gather_object(found, mine, group=group)
+    failed = [(r, e) for r, e in zip(_numbers(group), found, strict=True) if isinstance(e, str)]
+    if failed:
+        said = "".join(f"\n  rank {rank}: {error}" for rank, error in failed)
+        raise HalError(f"not every rank can go on:{said}")
+    return found
+
+
+@contextlib.contextmanager
+def telling(group: Any = None) -> Generator[None, None, None]:
+    """Let the other ranks, which wait to compare what they have, fail with what fails in a block.
+
+    Args:
+        group: A process group of ``torch.distributed``; None for all ranks.
+
+    Raises:
+        HalError: What failed, as all ranks are told it; with one rank it is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _count(group) > 1:
+            _gathered(f"{type(error).__name__}: {error}", group)
+        raise
+
+
+def slowest(measure: Callable[[], list[float]], group: Any = None) -> list[float]:
+    """Of each of some figures the largest that a rank measures.
+
+    Raises:
+        HalError: A rank has failed to.
+    """
+    with telling(group):
+        mine = measure()
+    found = [mine] if _count(group) == 1 else _gathered(mine, group)
+    return [max(each) for each in zip(*found, strict=True)]
 
 
 def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> None:
@@ -88,7 +93,8 @@ def check_ranks(device: torch.device, group: Any = None, **captured: Any) -> Non
     """
     if _count(group) == 1:
         return
-    mine = {"fingerprint": fingerprint(device), "device": device.type, **captured}
+    with telling(group):
+        mine = {"fingerprint": fingerprint(device), "device": device.type, **captured}
     found = _gathered(mine, group)
     ranks = _numbers(group)
     said = {key: {r: repr(each[key]) for r, each in zip(ranks, found, strict=True)} for key in mine}

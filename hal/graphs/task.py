@@ -19,7 +19,7 @@ from hal.graphs.buckets import checked, ladder
 from hal.graphs.captured import Captured, Program, Stats
 from hal.graphs.device import Maker
 from hal.graphs.pads import Fill, Pad
-from hal.graphs.ranks import check_ranks
+from hal.graphs.ranks import check_ranks, telling
 from hal.graphs.watch import Watch
 from hal.hardware import Capability
 from hal.query import require, trace
@@ -217,10 +217,11 @@ def captured(
 ) -> Captured:
     """Do what ``capture`` and ``breakable`` say; by other means, and with larger buckets."""
     start = time.perf_counter()
-    given = Arguments.of(fn, example, options.pad, options.eager)
-    device, count = _place(given), given.count(given.examples)
-    given.check(given.examples, count)
-    limit, buckets = _limit(device), _buckets(given, count, options.buckets, least)
+    with telling(options.group):
+        given = Arguments.of(fn, example, options.pad, options.eager)
+        device, count = _place(given), given.count(given.examples)
+        given.check(given.examples, count)
+        limit, buckets = _limit(device), _buckets(given, count, options.buckets, least)
     check_ranks(device, options.group, function=given.who, at=options.at, buckets=buckets)
     maker = Maker.of(device, options.pool)
     maker.tidy()  # What the allocator keeps for nobody is not given back by capturing.

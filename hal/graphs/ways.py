@@ -58,7 +58,7 @@ def capture(
             rank.
         NoKernel: An op has no kernel that may be captured; ``breakable`` keeps it out.
         HalError: The device has no graphs, or not as many as this takes; or ranks differ in what
-            they capture.
+            they capture, or one of them is refused.
 
     Example:
         >>> def gate(x):

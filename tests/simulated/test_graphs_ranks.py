@@ -90,13 +90,17 @@ def sometimes(x):
 
 fast, x = cut(sometimes), torch.randn(3, 8, device=X)
 failing = rank == 1
-with refused("sometimes was not measured", "rank 1: ValueError: no more"):
+with refused("not every rank can go on", "rank 1: ValueError: no more"):
     fast.calibrate(x)
 failing = False
 with refused("rank 0: InvalidInput: sometimes was captured for up to 4 tokens, not 5"):
     fast.calibrate(x if rank else torch.randn(5, 8, device=X))
 assert fast.stats().least == {}
 assert all(seconds > 0 for seconds in fast.calibrate(x))
+""",
+    "one that is refused": """
+with refused("rank 1: InvalidInput: pad names y"):
+    cut(one, pad={"y" if rank else "x": 0})
 """,
     "another kernel": """
 forced = hal.use("native") if rank else contextlib.nullcontext()
