@@ -99,7 +99,8 @@ class Argument:
         if self.kind == "eager":
             return
         if self.kind == "plain":
-            if type(value) is not type(self.example) or value != self.example:
+            same = value is self.example or value == self.example  # NaN is not equal to itself.
+            if type(value) is not type(self.example) or not same:
                 raise InvalidInput(
                     f"{who} was captured with {self.name} = {self.example!r}, not {value!r}; "
                     "capture another, or name it in eager if only ops at which it breaks take it"
@@ -148,6 +149,13 @@ class Arguments:
     who: str
     signature: inspect.Signature
     each: tuple[Argument, ...]
+    ordered: bool = attrs.field(init=False)
+    """Whether each may be given by its place."""
+
+    @ordered.default  # pyright: ignore[reportUntypedFunctionDecorator, reportAttributeAccessIssue]
+    def _ordered(self) -> bool:
+        parameters = self.signature.parameters.values()
+        return all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
     @classmethod
     def of(
@@ -201,7 +209,7 @@ class Arguments:
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """A call's arguments in order."""
-        if not kwargs and len(args) == len(self.each):
+        if not kwargs and len(args) == len(self.each) and self.ordered:
             return args
         try:
             found = self.signature.bind(*args, **kwargs)

@@ -320,6 +320,16 @@ def test_a_call_that_it_was_not_captured_for_is_refused(name: str) -> None:
     assert torch.equal(fast(x=x), x * 2)
 
 
+def test_what_the_function_takes_by_name_alone_is_taken_so() -> None:
+    def scaled(x: Tensor, *, scale: float = math.nan) -> Tensor:
+        return x * scale
+
+    fast = hal.graphs.capture(scaled, draw(2, 8))
+    with pytest.raises(hal.InvalidInput, match="too many positional arguments"):
+        fast(draw(2, 8), math.nan)
+    assert fast(draw(2, 8), scale=math.nan).isnan().all()
+
+
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "writes": (
         lambda: hal.graphs.capture(lambda x: x.mul_(2), draw(2)),
