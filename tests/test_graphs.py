@@ -146,6 +146,36 @@ def test_nor_does_the_second_graph_of_three() -> None:
     assert_well(module, earlier, x[0])
 
 
+def test_what_is_read_and_returned_is_what_it_is_without_graphs() -> None:
+    """Casts by autocast inside of another, heads before tokens, and what is on the host."""
+    assert HERE is not None
+    kind, weight = HERE.type, draw(64, 64).float().requires_grad_()
+
+    def heads(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(kind, torch.bfloat16):
+            y = torch.nn.functional.linear(x, weight)
+        return y.view(-1, 8, 8).transpose(0, 1), torch.arange(5000) + 5
+
+    with torch.autocast(kind, enabled=False):
+        fast = hal.graphs.capture(heads, draw(8, 64), pad={"x": 0})
+    others = [torch.full((64, 64), 9.0, dtype=torch.bfloat16, device=HERE) for _ in range(64)]
+    for count in (1, 3, 8):
+        x = draw(count, 64)
+        got, want = fast(x), heads(x)
+        torch.testing.assert_close(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+    assert others[0][0, 0] == 9
+
+
+def test_a_result_that_is_an_argument_may_be_given_back_as_another() -> None:
+    fast = hal.graphs.capture(lambda x, last: (x + last, x), draw(2), draw(2), copy=False)
+    x = torch.ones_like(draw(2))
+    given = x, x * 10
+    for _ in range(2):
+        given = fast(*given)
+    assert [each.tolist() for each in given] == [[12.0, 12.0], [11.0, 11.0]]
+
+
 def test_memory_that_nobody_held_before_is_not_taken_for_given_back() -> None:
     draw(64, 1 << 20)
     assert hal.graphs.capture(gate, draw(64, 512)).stats().bytes > 0

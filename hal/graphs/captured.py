@@ -91,8 +91,8 @@ class Captured:
 
     One call at a time: all of them use the same memory. Where a call cannot be replayed, the
     function itself is called, and ``stats`` counts it by its reason: there are more tokens than in
-    the largest bucket, gradients are recorded, another graph is being captured, what was traced by
-    torch.compile does not fit any more, or ``calibrate`` has found that graphs are slower.
+    the largest bucket, an argument records gradients, another graph is or will be captured, what
+    torch.compile traced does not fit any more, or ``calibrate`` has found that graphs are slower.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ def capture(
 
     Its arguments are tensors, which each call copies to where the graphs read them, and plain
     values, which must not change. What the function changes, such as a cache, it closes over.
+    Graphs go on reading that where it was: a weight is changed in place, and not replaced.
     Before a capture it runs for real, four times for the smallest bucket and twice for each other,
     so that nothing is compiled, tuned or imported in a capture: with padding alone in what ``pad``
     names, and with the example's values otherwise, also where it writes them.
