@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -159,19 +159,24 @@ class Warming:
         given: The names of the caller's arguments by identity.
         runs: Whether to run them; what is captured for other sizes than the example's has
             arguments beside it that do not fit.
+        changes: Called with the name of each that works in place, and with what it changes.
     """
 
-    def __init__(self, given: Mapping[int, str], runs: bool) -> None:
+    def __init__(
+        self,
+        given: Mapping[int, str],
+        runs: bool,
+        changes: Callable[[str, list[Any]], None] | None = None,
+    ) -> None:
         self.count, self.taken = 0, set[str]()
-        self.written: list[tuple[str, Any]] = []
-        self._given, self._runs = given, runs
+        self._given, self._runs, self._changes = given, runs, changes
 
     def __call__(self, form: Form, flat: Sequence[Any], out: Any) -> Any:
         """Run it, or return zeros."""
         self.count += 1
         self.taken |= {self._given[id(v)] for v in flat if id(v) in self._given}
-        if form.inplace:
-            self.written += [(form.name, flat[i]) for i in form.op.overwritten]
+        if form.inplace and self._changes:
+            self._changes(form.name, [flat[i] for i in form.op.overwritten])
         if self._runs:
             with uncaptured():
                 function = getattr(ops, form.name)

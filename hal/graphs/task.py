@@ -120,13 +120,12 @@ class Task:
         bucket = self.buckets[0]
         self.arguments.clear(bucket)
         self.run(bucket, self.taker(bucket))  # What is compiled is, before anything watches.
-        counting = Warming(self.names, runs=False)
         inputs = self.arguments.inputs(bucket)
         watched = list(zip(self.arguments.each, inputs, strict=True))
-        with (watch := Watch(self.arguments.who, watched, self.others)):
+        watch = Watch(self.arguments.who, watched, self.others)
+        counting = Warming(self.names, runs=False, changes=watch.check_written)
+        with watch:
             returned = self.run(bucket, counting)
-        for name, value in counting.written:
-            watch.check_written(name, value)
         watch.check_returned(returned)
         for leaf in tree_leaves(returned):
             if leaf is not None and not isinstance(leaf, Tensor):
