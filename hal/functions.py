@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -183,7 +184,9 @@ def _attribute(name: str) -> Any:
     if name in FORMS:
         _make()
         return vars(ops)[name]
-    raise AttributeError(f"module {ops.__name__!r} has no attribute {name!r}")
+    near = [] if name.startswith("_") else difflib.get_close_matches(name, FORMS, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise AttributeError(f"module {ops.__name__!r} has no attribute {name!r}{hint}")
 
 
 def install() -> None:
