@@ -196,4 +196,6 @@ def install() -> None:
     """
     ops.__all__ += FORMS
     ops.__getattr__ = _attribute  # pyright: ignore[reportAttributeAccessIssue]
+    # A shell that completes names asks for them before it uses any.
+    ops.__dir__ = lambda: list(ops.__all__)  # pyright: ignore[reportAttributeAccessIssue]
     torch.ops.hal = _Namespace("hal")  # pyright: ignore[reportAttributeAccessIssue]

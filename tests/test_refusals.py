@@ -108,6 +108,11 @@ def test_arguments_that_do_not_fit_the_signature_are_a_type_error() -> None:
             hal.ops.rms_norm(*args, **kwargs)
 
 
+def test_a_shell_completes_what_is_public() -> None:
+    assert dir(hal.ops) == sorted(hal.ops.__all__)
+    assert set(FORMS) < set(dir(hal.ops))
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("rmsnorm", "; did you mean rms_norm or "), ("silu_and_mul_", "; did you mean silu_and_mul")],
