@@ -66,7 +66,8 @@ def check_types(op: Op, flat: Sequence[Any]) -> None:
         if not _accepts(parameter, value):
             names = " or ".join(map(_type_name, parameter.types))
             # A tensor's elements are not written out: to read them would wait for the device.
-            found = f"{describe(value)} of type {type(value).__name__}"
+            tensor = isinstance(value, (Tensor, tuple, list))
+            found = f"{describe(value) if tensor else repr(value)} of type {type(value).__name__}"
             raise InvalidType(f"{op.name}: {parameter.name} must be {names}, not {found}")
         _check_size(op, parameter, value)
         if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
