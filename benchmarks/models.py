@@ -30,6 +30,7 @@ import hal
 from failures import Failures, attempt, synchronize
 from model import Model
 from steps import SHAPES, Call, Phase, build, off, ours, theirs
+from timing import require_cuda
 
 ROUNDS = 5
 CALLS = 10
@@ -176,6 +177,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Where to write all figures as JSON.")] = None,
 ) -> None:
     """Print a table, and write the figures; the exit status is 1 where hal's logits are off."""
+    if torch.device(device).type == "cuda":
+        require_cuda()
     cells: list[Cell] = []
     for name in shape or SHAPES:
         kind, full, small = SHAPES[name]

@@ -14,7 +14,8 @@ and write at least, and `of copy` its time over that of hal. `x best peer` is th
 fastest other library over that of hal: above 1, hal is faster. Within 2 % counts as even.
 `host us` is what a call takes on the host. `best backend / chosen` is 1 where hal chooses the
 fastest of its backends. A tilde marks what does something else and is no peer, a dash a provider
-that has nothing for the call, and `wrong` one whose results are not those of the reference.
+that has nothing for the call, and `wrong` one whose results are not those of the reference; `red`
+is the number of cases in which one of hal's is wrong.
 """
 
 

@@ -98,7 +98,7 @@ HEAD = (
     "x best peer, M >= 1024",
     "won/even/lost",
     "x best peer, all",
-    "of a copy",
+    "of copy",
     "best backend / chosen",
     "red",
 )

@@ -12,11 +12,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["check", "check_dtype", "check_floating", "check_shape", "describe"]
+__all__ = ["check", "check_dtype", "check_floating", "check_shape", "describe", "joined"]
+
+
+def joined(texts: Sequence[str]) -> str:
+    """The texts with commas between; Dynamo (torch 2.7 to 2.13) joins none with a symbolic size."""
+    said, mark = "", ""
+    for text in texts:
+        said, mark = f"{said}{mark}{text}", ", "
+    return said
 
 
 def describe(value: object) -> str:
     """Say in a few characters what an argument is: ``[4, 7] float32 on cpu`` for a tensor."""
+    if isinstance(value, (tuple, list)) and any(hasattr(each, "dtype") for each in value):
+        return f"a {type(value).__name__} of {joined([describe(each) for each in value])}"
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return repr(value)
     shape, dtype = list(value.shape), str(value.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
@@ -31,8 +41,8 @@ def check(condition: bool, requirement: str | Callable[[], str], **found: object
     """
     if not condition:
         required = requirement if isinstance(requirement, str) else requirement()
-        given = ", ".join(f"{name} is {describe(value)}" for name, value in found.items())
-        raise InvalidInput(f"{required}; {given}" if given else required)
+        given = joined([f"{name} is {describe(value)}" for name, value in found.items()])
+        raise InvalidInput(f"{required}; {given}" if found else required)
 
 
 def check_dtype(dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> None:
@@ -50,7 +60,8 @@ def check_floating(**tensors: Tensor | None) -> None:
         if tensor is not None and not (
             tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
         ):
-            raise InvalidInput(f"{name} must be floating point; {name} is {describe(tensor)}")
+            wide = " of 16 bits or more" if tensor.dtype.is_floating_point else ""
+            raise InvalidInput(f"{name} must be floating point{wide}; {name} is {describe(tensor)}")
 
 
 def check_shape(shape: Sequence[int], **tensors: Tensor | None) -> None:

@@ -18,6 +18,7 @@ from hal.doctor import findings
 from hal.hardware import Device
 from hal.op import OPS, Op
 from hal.policy import op_name
+from hal.probe import present
 from hal.report import Report, capabilities
 from hal.select import Choice
 from hal.terminal import asked, emit, fail, say, show
@@ -38,11 +39,16 @@ OnDevice = Annotated[str | None, typer.Option("--device", help="Where, in torch'
 
 def _device(name: str | None) -> Device | None:
     """The device that was typed, None if there was none."""
+    if name is None:
+        return None
+    none = f"there is no device {name!r}; this machine has {', '.join(map(str, hal.devices()))}"
     try:
-        return None if name is None else hal.device(name)
+        found = hal.device(name)
     except hal.InvalidInput:
-        here = ", ".join(map(str, hal.devices()))
-        raise hal.InvalidInput(f"there is no device {name!r}; this machine has {here}") from None
+        raise hal.InvalidInput(none) from None
+    if not present(found):
+        _warn(none)  # What would be chosen there can be asked all the same.
+    return found
 
 
 def _optional(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -183,7 +184,9 @@ def _attribute(name: str) -> Any:
     if name in FORMS:
         _make()
         return vars(ops)[name]
-    raise AttributeError(f"module {ops.__name__!r} has no attribute {name!r}")
+    near = [] if name.startswith("_") else difflib.get_close_matches(name, FORMS, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise AttributeError(f"module {ops.__name__!r} has no attribute {name!r}{hint}")
 
 
 def install() -> None:
@@ -193,4 +196,6 @@ def install() -> None:
     """
     ops.__all__ += FORMS
     ops.__getattr__ = _attribute  # pyright: ignore[reportAttributeAccessIssue]
+    # A shell that completes names asks for them before it uses any.
+    ops.__dir__ = lambda: list(ops.__all__)  # pyright: ignore[reportAttributeAccessIssue]
     torch.ops.hal = _Namespace("hal")  # pyright: ignore[reportAttributeAccessIssue]

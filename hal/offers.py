@@ -92,9 +92,9 @@ def _answers(plugin: Plugin, op: Op, device: Device) -> Iterator[Offer]:
     kernels = answer if is_a(answer, (list, tuple)) else [] if answer is None else [answer]
     if not kernels:
         problems = [p for p in plugin.problems if p.startswith(f"{op.name} ")]
-        yield Offer(
-            plugin.name, _band(plugin), reason="; ".join(problems) or "offers no kernel here"
-        )
+        # What it said when it was asked for devices, such as a library that is not installed.
+        none = "offers no kernel here" + (f": {plugin.reason}" if plugin.reason else "")
+        yield Offer(plugin.name, _band(plugin), reason="; ".join(problems) or none)
     names: set[str] = set()
     for order, kernel in enumerate(kernels):
         fault = _checked(plugin, op, kernel, names)

@@ -229,7 +229,7 @@ def _named(contract: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return contract(*args, **kwargs)
         except InvalidInput as error:
-            kind, text = type(error), f"{contract.__name__}: {error}"
+            kind, text = type(error), f"{contract.__name__}: {error.args[0]}"
         # Dynamo of torch 2.7 cannot trace ``from None``, which would do the same. An exception in
         # a variable of its own frame would keep the arguments.
         raise kind(text)

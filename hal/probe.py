@@ -14,7 +14,7 @@ from hal.errors import InvalidInput, InvalidType
 from hal.hardware import Capability, Device
 from hal.plugins import REFERENCE, Plugin, is_a, registry
 
-__all__ = ["asked", "device", "devices", "known_capability", "supports"]
+__all__ = ["asked", "device", "devices", "known_capability", "present", "supports"]
 
 
 def _by_precedence() -> list[Plugin]:
@@ -35,7 +35,7 @@ def _claims(found: Device) -> frozenset[Capability]:
     return frozenset(claimed)
 
 
-def _present(found: Device) -> bool:
+def present(found: Device) -> bool:
     """Whether torch can place a tensor there; that is counted without initialising the device."""
     try:
         module = torch.get_device_module(found.type)
@@ -53,10 +53,10 @@ def _seen(plugin: Plugin) -> list[Device]:
         return []
     claimed = registry().members(plugin, "hal_devices", Device, answer)
     for each in claimed:
-        if not _present(each):
+        if not present(each):
             problem = f"hal_devices claims {each}, on which this torch can place nothing"
             registry().problem(plugin, problem)
-    return [each for each in claimed if _present(each)]
+    return [each for each in claimed if present(each)]
 
 
 def _probed() -> dict[tuple[str, int | None], Device]:
@@ -91,7 +91,9 @@ def asked() -> bool:
 @functools.cache
 def _bare(kind: str, index: int | None) -> Device:
     bare = Device(kind, index)
-    return attrs.evolve(bare, capabilities=_claims(bare))
+    # One that is not here does nothing; shapes need no device.
+    able = _claims(bare) if present(bare) else _claims(bare) & {Capability.FAKE_KERNELS}
+    return attrs.evolve(bare, capabilities=able)
 
 
 def _unknown(kind: str, index: int | None) -> Device:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hal.checks import describe
+from hal.checks import describe, joined
 from hal.errors import BackendError, InvalidInput, InvalidType
 from hal.op import Op, Parameter
 
@@ -65,7 +65,9 @@ def check_types(op: Op, flat: Sequence[Any]) -> None:
     for parameter, value in zip(op.parameters, flat, strict=True):
         if not _accepts(parameter, value):
             names = " or ".join(map(_type_name, parameter.types))
-            found = f"{value!r} of type {type(value).__name__}"
+            # A tensor's elements are not written out: to read them would wait for the device.
+            tensor = isinstance(value, (Tensor, tuple, list))
+            found = f"{describe(value) if tensor else repr(value)} of type {type(value).__name__}"
             raise InvalidType(f"{op.name}: {parameter.name} must be {names}, not {found}")
         _check_size(op, parameter, value)
         if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
@@ -140,11 +142,17 @@ def check_out(
         for got, want in zip(targets, promised, strict=True)
     )
     if not fits:
-        want = ", ".join(describe(each) for each in promised)
-        got = ", ".join(describe(each) for each in targets)
+        want = joined([describe(each) for each in promised])
+        got = joined([f"{describe(each)}{_elsewhere(each, where)}" for each in targets])
         raise InvalidInput(f"{op}: out must be {want} on {where}; out is {got}")
-    for target in targets:
+    for i, target in enumerate(targets):
         _check_apart(op, "out", target)
+        if target is not None and any(target is other for other in targets[:i]):
+            raise InvalidInput(f"{op}: out holds one tensor twice; each result needs its own")
+
+
+def _elsewhere(value: Any, where: torch.device) -> str:
+    return _place(value) if getattr(value, "device", where) != where else ""
 
 
 def check_unrecorded(op: str, given: Sequence[Any]) -> None:

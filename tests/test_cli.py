@@ -110,6 +110,14 @@ def test_explain_allocates_nothing() -> None:
     assert huge["chosen"] == "native:torch"
 
 
+@pytest.mark.parametrize("command", [["explain", "softmax"], ["report"]])
+def test_a_device_that_is_not_here_is_said_to_be_none(command: list[str]) -> None:
+    said = run(*command, "--device", "cuda:99", "--json")
+    assert said.exit_code == 0
+    assert "hal: warning: there is no device 'cuda:99'; this machine has" in said.stderr
+    assert "cuda:99" in json.dumps(json.loads(said.stdout))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -301,3 +301,14 @@ def test_a_refusal_in_compiled_code_names_what_was_found() -> None:
         compiled(X[:, :7])
     with pytest.raises(hal.InvalidInput, match=r"silu_and_mul: x must have an even last"):
         torch.compile(gate, backend="eager")(X[:, :7])
+
+
+def test_so_it_does_where_a_size_is_symbolic() -> None:
+    compiled = torch.compile(gate, backend="eager", fullgraph=True, dynamic=True)
+    found = refusal(r"even last dimension; .*x is .*\[s\d+, s\d+\] float32")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=found):
+        compiled(X[:, :7])
+    into = torch.compile(hal.ops.rms_norm, backend="eager", fullgraph=True, dynamic=True)
+    found = refusal(r"rms_norm: out must be .*float32.* on cpu; out is .*\[s\d+, s\d+\] float32")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=found):
+        into(X, None, out=torch.empty(3, 7))

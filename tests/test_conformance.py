@@ -268,6 +268,15 @@ def test_nothing_proven_is_no_success() -> None:
         assert run("planted", "--ops", "softmax").exit_code == 1
 
 
+def test_a_backend_without_a_kernel_says_why() -> None:
+    empty = planted()
+    empty.reason = "no libfast"
+    with installed(empty, NATIVE):
+        few, all_of_them = run("planted", "--ops", "softmax"), run("planted")
+    assert "no kernel: softmax: offers no kernel here: no libfast\n" in few.stdout
+    assert f"no kernel: {len(hal.op.OPS)} ops: offers no kernel" in all_of_them.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -276,6 +285,7 @@ def test_nothing_proven_is_no_success() -> None:
         (["planted", "--checks", "speed"], "there is no check 'speed'; known: numerics, random"),
         (["planted", "--device", "acme"], "'acme' is not a device"),
         (["planted", "--device", "meta"], "backend planted does not serve meta"),
+        (["native", "--device", "cuda:99"], "there is no device 'cuda:99'; this machine has"),
     ],
 )
 def test_what_cannot_be_asked(arguments: list[str], message: str) -> None:

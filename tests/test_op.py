@@ -140,7 +140,7 @@ def test_errors_of_a_declaration_open_with_its_name() -> None:
         ),
         (
             lambda: check_floating(x=X.to(torch.float8_e4m3fn)),
-            "x must be floating point; x is [2, 4] float8_e4m3fn",
+            "x must be floating point of 16 bits or more; x is [2, 4] float8_e4m3fn",
         ),
         (lambda: check_shape([4], w=X), "w must have shape [4]; w is [2, 4] float32"),
     ],

@@ -220,6 +220,15 @@ def test_accelerators_come_first() -> None:
     assert hal.device("cuda:2").name == "unknown"
 
 
+def test_a_device_that_is_not_here_can_do_nothing_but_shapes() -> None:
+    assert hal.device("cuda:99").capabilities == {hal.Capability.FAKE_KERNELS}
+    answer = hal.require(hal.Capability.GRAPH_CAPTURE, ops=[], device="cuda:99")
+    assert not answer
+    assert answer.reasons == {
+        "cuda:99": "no backend states graph_capture for cuda:99 (unknown)",
+    }
+
+
 @pytest.mark.usefixtures("two_chips")
 def test_the_current_accelerator_is_the_current_device() -> None:
     assert hal.device().name == "chip 1"

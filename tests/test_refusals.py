@@ -41,8 +41,8 @@ class Equal:
 
 MISTYPED: dict[str, tuple[tuple[Any, ...], str]] = {
     "bool for float": ((X, WEIGHT, True), r"rms_norm: eps must be float, not True of type bool"),
-    "tensor for float": ((X, WEIGHT, torch.tensor(1.0)), r"eps must be float, not tensor\(1.\)"),
-    "vector for float": ((X, WEIGHT, torch.ones(2)), r"eps must be float, not tensor"),
+    "tensor for float": ((X, WEIGHT, torch.tensor(1.0)), r"eps must be float, not \[\] float32 of"),
+    "vector for float": ((X, WEIGHT, torch.ones(2)), r"eps must be float, not \[2\] float32 of"),
     "list for float": ((X, WEIGHT, [1.0]), r"eps must be float, not \[1.0\] of type list"),
     "dict for float": ((X, WEIGHT, {}), r"eps must be float, not {} of type dict"),
     "text for float": ((X, WEIGHT, "1"), r"eps must be float, not '1' of type str"),
@@ -108,6 +108,20 @@ def test_arguments_that_do_not_fit_the_signature_are_a_type_error() -> None:
             hal.ops.rms_norm(*args, **kwargs)
 
 
+def test_a_shell_completes_what_is_public() -> None:
+    assert dir(hal.ops) == sorted(hal.ops.__all__)
+    assert set(FORMS) < set(dir(hal.ops))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("rmsnorm", "; did you mean rms_norm or "), ("silu_and_mul_", "; did you mean silu_and_mul")],
+)
+def test_a_misspelt_operator_is_told_of_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(AttributeError, match=f"'hal.ops' has no attribute '{name}'{hint}"):
+        getattr(hal.ops, name)
+
+
 def test_nan_is_refused_each_time() -> None:
     for _ in range(3):
         with pytest.raises(hal.InvalidInput, match="eps must be finite and not negative"):
@@ -119,8 +133,11 @@ OUT: dict[str, tuple[Callable[[], Any], str]] = {
     "shape": (lambda: torch.empty(4, 4), r"out is \[4, 4\] float32"),
     "broadcast": (lambda: torch.empty(2, 4, 8), r"out is \[2, 4, 8\] float32"),
     "dtype": (lambda: torch.empty(4, 8, dtype=torch.float16), r"out is \[4, 8\] float16"),
-    "device": (lambda: torch.empty(4, 8, device="meta"), r"on cpu; out is \[4, 8\] float32"),
-    "list": (lambda: [torch.empty(4, 8)], r"out must be \[4, 8\] float32 on cpu; out is \["),
+    "device": (
+        lambda: torch.empty(4, 8, device="meta"),
+        r"on cpu; out is \[4, 8\] float32 on meta$",
+    ),
+    "list": (lambda: [torch.empty(4, 8)], r"float32 on cpu; out is a list of \[4, 8\] float32$"),
     "several": (lambda: (torch.empty(4, 8), torch.empty(4, 8)), r"out is \[4, 8\] float32, \["),
     "none": (lambda: (None,), r"out is None"),
     "number": (lambda: 1.0, r"out is 1.0"),
@@ -135,6 +152,12 @@ def test_out_that_does_not_fit_is_refused_before_anything_runs(norm: Noting, cas
     with pytest.raises(hal.InvalidInput, match=message):
         hal.ops.rms_norm(X, WEIGHT, out=make())
     assert norm.ran == []
+
+
+def test_out_does_not_hold_one_tensor_for_two_results() -> None:
+    out = torch.empty(4, 8)
+    with pytest.raises(hal.InvalidInput, match="fused_add_rms_norm: out holds one tensor twice"):
+        hal.ops.fused_add_rms_norm(X, X, WEIGHT, out=(out, out))
 
 
 def test_out_of_several_results_takes_none_where_a_result_is_none() -> None:

@@ -222,6 +222,13 @@ def test_forced_that_refuses_is_an_error_with_every_reason() -> None:
     ]
 
 
+def test_who_offers_nothing_says_why_as_it_said_of_devices() -> None:
+    empty = backend("b")
+    empty.reason = "libfast is not installed"
+    reasons = [c.reason for c in chosen(empty, NATIVE).candidates]
+    assert reasons[0] == "offers no kernel here: libfast is not installed"
+
+
 def test_preferred_that_refuses_falls_on() -> None:
     picky = backend("b", softmax=kernel("softmax", supports=refusing("takes int8 only")))
     choice = chosen(one("a"), picky, NATIVE, policy=statement("prefer", "b", "native"))

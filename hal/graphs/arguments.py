@@ -110,10 +110,11 @@ class Argument:
             raise InvalidType(f"{who} was captured with a tensor as {self.name}, not {value!r}")
         expected = self.shape(count), self.example.dtype, self.example.device
         if (list(value.shape), value.dtype, value.device) != expected:
+            longer = not self.pad and (value.dtype, value.device) == expected[1:]
+            hint = "; name it in pad if that dimension counts tokens" if longer else ""
             raise InvalidInput(
                 f"{who}: {self.name} is {describe(value)} on {value.device}; it was captured for "
-                f"{expected[0]} {str(expected[1]).removeprefix('torch.')} on {expected[2]}"
-                + ("" if self.pad else "; name it in pad if that dimension counts tokens")
+                f"{expected[0]} {str(expected[1]).removeprefix('torch.')} on {expected[2]}" + hint
             )
 
 

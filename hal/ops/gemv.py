@@ -40,10 +40,11 @@ def _check_factors(
     x: Tensor, weight: Tensor, x_scale: Tensor | None, weight_scale: Tensor | None
 ) -> torch.dtype:
     """Require what goes with the weight's dtype; return the dtype of the result."""
-    packed = 2 if weight.dtype == torch.uint8 else 1
+    packed = weight.dtype == torch.uint8
     check(x.dim() > 0, "x must be [..., k]", x=x)
-    same = x.shape[-1] == packed * weight.shape[-1]
-    check(same, f"x must have {packed} columns for each of weight", x=x, weight=weight)
+    same = x.shape[-1] == (2 if packed else 1) * weight.shape[-1]
+    columns = "two columns for each of weight" if packed else "as many columns as weight"
+    check(same, f"x must have {columns}", x=x, weight=weight)
     if weight.dtype in FP8:
         _check_codes(x, weight, x_scale, weight_scale)
         return torch.bfloat16

@@ -98,7 +98,10 @@ def store_kv_cache_(
     check_dtype((k.dtype,), v=v)
     check(k.dim() == 3, "k must be [tokens, kv_heads, head_dim]", k=k)
     check_cache(k_cache, v_cache, k.dtype)
-    check_shape((k.shape[0], *k_cache.shape[2:]), k=k)
+    same = tuple(k.shape[1:]) == tuple(k_cache.shape[2:])
+    check(
+        same, "k must have the kv_heads and head_dim of k_cache, its last two", k=k, k_cache=k_cache
+    )
     check_shape((k.shape[0], *v_cache.shape[2:]), v=v)
     check_dtype(INDEX, slot_mapping=slot_mapping)
     check_shape((k.shape[0],), slot_mapping=slot_mapping)

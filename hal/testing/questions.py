@@ -15,7 +15,7 @@ from hal.op import OPS
 from hal.plugins import Plugin, State, registry
 from hal.policy import backend_named, op_names
 from hal.probe import device as find_device
-from hal.probe import devices
+from hal.probe import devices, present
 from hal.testing.capabilities import CAPABILITIES
 from hal.testing.checks import CHECKS, Check, Effort
 from hal.testing.gaps import Gap
@@ -81,6 +81,9 @@ def where(name: str, device: str | None = None) -> Device:
     if not served:
         found = ", ".join(dict.fromkeys(map(str, here)))
         raise BackendError(f"backend {name} does not serve {found}")
+    if not present(served[0]):
+        found = ", ".join(map(str, devices()))
+        raise InvalidInput(f"there is no device {device!r}; this machine has {found}")
     return served[0]
 
 

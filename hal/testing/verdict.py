@@ -100,7 +100,7 @@ class Verdict:
         gaps = [cell for cell in self.cells if cell.status is Status.GAP]
         lines = list(_alike(red))
         lines += [f"known gap: {c.op} {c.kernel} {c.check}: {c.reason}" for c in gaps]
-        return lines + list(_untried(self.cells))
+        return lines + list(_absent(self.cells)) + list(_untried(self.cells))
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain data."""
@@ -160,11 +160,23 @@ def _alike(red: Iterable[Cell]) -> Iterable[str]:
         yield f"refuted: {one.op} {one.kernel} {checks}: {one.reason}"
 
 
+def _absent(cells: Iterable[Cell]) -> Iterable[str]:
+    """Why there is nothing to check, where there is no kernel at all."""
+    asked = [cell for cell in cells if cell.op != DEVICE]
+    if all(cell.check == OFFER for cell in asked):
+        for reason in dict.fromkeys(cell.reason for cell in asked if not _red(cell)):
+            ops = [cell.op for cell in asked if cell.reason == reason]
+            yield f"no kernel: {_many(ops)}: {reason}"
+
+
+def _many(ops: Sequence[str]) -> str:
+    return f"{len(ops)} ops" if len(ops) > 3 else ", ".join(ops)
+
+
 def _untried(cells: Iterable[Cell]) -> Iterable[str]:
     by_reason: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
         if cell.status is Status.NOT_TRIED:
             by_reason.setdefault((cell.check, cell.reason), []).append(cell.op)
     for (check, reason), ops in by_reason.items():
-        many = f"{len(ops)} ops" if len(ops) > 3 else ", ".join(ops)
-        yield f"not tried: {check} of {many}: {reason}"
+        yield f"not tried: {check} of {_many(ops)}: {reason}"

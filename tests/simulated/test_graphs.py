@@ -296,7 +296,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"x is \[3, 8\].* captured for \[2, 8\] float32 on musa:0",
     ),
     "pad": (lambda f: f(draw(3, 8), 2.0), "name it in pad if that dimension counts tokens"),
-    "dtype": (lambda f: f(draw(2, 8).half(), 2.0), "float16"),
+    "dtype": (lambda f: f(draw(2, 8).half(), 2.0), r"float16 .* float32 on musa:0$"),
     "device": (lambda f: f(draw(2, 8).cpu(), 2.0), "on cpu; it was captured for .* on musa:0"),
     "no tensor": (lambda f: f(None, 2.0), "captured with a tensor as x, not None"),
     "value": (lambda f: f(draw(2, 8), 3.0), "captured with scale = 2.0, not 3.0"),

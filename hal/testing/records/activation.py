@@ -129,7 +129,7 @@ def plain_samples() -> Iterator[Sample]:
 def plain_refusals() -> Iterator[Refusal]:
     message = r"x must be floating point; x is \[4, 8\] int64"
     yield Refusal(message, (torch.zeros(4, 8, dtype=torch.int64),))
-    message = r"x must be floating point; x is \[2\] float8_e4m3fn"
+    message = r"x must be floating point of 16 bits or more; x is \[2\] float8_e4m3fn"
     yield Refusal(message, (torch.zeros(2).to(torch.float8_e4m3fn),))
 
 

@@ -167,7 +167,7 @@ def exactly(make: Experts) -> Iterator[Sample]:
 def refusals() -> Iterator[Refusal]:
     make = Experts(0)
     x, w13, w2, weights, ids = make.mixture(4)
-    message = r"x must be floating point; x is .* float8"
+    message = r"x must be floating point of 16 bits or more; x is .* float8"
     yield Refusal(message, (x.to(E4M3), w13, w2, weights, ids))
     message = r"w13 must be float32; w13 is \[4, 48, 32\] bfloat16"
     yield Refusal(message, (x, w13.to(BF16), w2, weights, ids))

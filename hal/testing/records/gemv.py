@@ -160,7 +160,7 @@ def gemv_refusals() -> Iterator[Refusal]:
     (x, weight), _ = make.plain((4,), 6, 8)
     yield Refusal(r"weight must be \[n, k\]; weight is \[8\] float32", (x, weight[0]))
     yield Refusal(r"x must be \[\.\.\., k\]; x is \[\]", (x[0, 0], weight))
-    message = r"x must have 1 columns for each of weight; x is \[4, 7\] .*, weight is \[6, 8\]"
+    message = r"x must have as many columns as weight; x is \[4, 7\] .*, weight is \[6, 8\]"
     yield Refusal(message, (x[:, 1:], weight))
     message = (
         "weight must be float32 or float8_e4m3fn or float8_e5m2 or uint8; weight is .*bfloat16"
@@ -186,7 +186,7 @@ def gemv_refusals() -> Iterator[Refusal]:
 def coded_refusals(make: Factors) -> Iterator[Refusal]:
     (x, weight), scales = make.four((4,), 6, 8, groups=2)
     yield Refusal(r"a uint8 weight needs weight_scale; weight is \[6, 4\] uint8", (x, weight))
-    message = "x must have 2 columns for each of weight; x is .*, weight is "
+    message = "x must have two columns for each of weight; x is .*, weight is "
     yield Refusal(message, (x[:, 1:], weight), scales)
     message = r"weight_scale must have groups of equal size .*; weight_scale is \[6, 3\]"
     yield Refusal(message, (x, weight), {"weight_scale": torch.ones(6, 3)})

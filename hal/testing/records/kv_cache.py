@@ -162,7 +162,7 @@ def refusals() -> Iterator[Refusal]:
     message = r"v_cache must have the dtype, blocks, block size and heads of k_cache; v_cache is "
     yield Refusal(message, (k, v, k_cache, v_cache[:, 1:], slots))
     yield Refusal(message, (k, v, k_cache.to(E4M3), v_cache.to(E5M2), slots))
-    message = r"k must have shape \[9, 2, 8\]; k is \[9, 2, 16\] float32"
+    message = r"k_cache, its last two; k is \[9, 2, 16\] float32, k_cache is .* 2, 8\] float32"
     yield Refusal(message, (k, v, k_cache[..., :8], v_cache, slots))
     message = r"v must have shape \[9, 2, 16\]; v is \[8, 2, 16\] float32"
     yield Refusal(message, (k, v[1:], k_cache, v_cache, slots))

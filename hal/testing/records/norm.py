@@ -157,7 +157,8 @@ def weight_refusals(*between: Tensor) -> Iterator[Refusal]:
 
     yield refuse(r"x must be floating point; x is \[4, 8\] int64", x=x.long())
     yield refuse(
-        r"x must be floating point; x is \[4, 8\] float8_e4m3fn", x=x.to(torch.float8_e4m3fn)
+        r"x must be floating point of 16 bits or more; x is \[4, 8\] float8_e4m3fn",
+        x=x.to(torch.float8_e4m3fn),
     )
     yield refuse(r"x must have at least one dimension; x is \[\] float32", x=torch.zeros(()))
     yield refuse(r"weight must be floating point; weight is \[8\] int32", weight=weight.int())

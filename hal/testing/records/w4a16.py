@@ -69,7 +69,7 @@ def w4a16_layouts(make: Maker) -> Iterator[Sample]:
 def w4a16_refusals() -> Iterator[Refusal]:
     x, qweight, scales = Maker(0).packed(4, 3, 64, 32)
     size = {"group_size": 32}
-    message = "x must be floating point; x is .* float8_e4m3fn"
+    message = "x must be floating point of 16 bits or more; x is .* float8_e4m3fn"
     yield Refusal(message, (x.to(E4M3), qweight, scales), size)
     message = r"qweight must be uint8; qweight is \[3, 32\] int32"
     yield Refusal(message, (x, qweight.int(), scales), size)
