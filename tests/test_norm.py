@@ -133,6 +133,15 @@ def test_gemma_adds_one_in_float32() -> None:
     assert torch.equal(fused, expected)
 
 
+def test_gemma_adds_one_in_float64_where_the_norm_is() -> None:
+    weight = torch.tensor([2.0**-30])
+    x = torch.full((1, 1), 4.0, dtype=torch.float64)
+    assert norm.gemma_rms_norm(x, weight, 0.0).item() == 1 + 2.0**-30
+    for a, b in ((x, torch.zeros(1, 1)), (torch.zeros(1, 1), x)):
+        fused, _ = norm.gemma_fused_add_rms_norm(a.double(), b, weight, 0.0)
+        assert fused.item() == 1 + 2.0**-30
+
+
 def test_layer_norm_divides_the_variance_by_d() -> None:
     out = norm.layer_norm(torch.tensor([[-1.0, 1.0]]), None, None, 0.0)
     assert torch.equal(out, torch.tensor([[-1.0, 1.0]]))

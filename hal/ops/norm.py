@@ -90,8 +90,8 @@ def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """Gemma's RMS norm: ``x / sqrt(mean(x**2) + eps) * (1 + weight)``, in float32 and rounded once.
 
     Gemma's checkpoints store the weight less one (``GemmaRMSNorm`` of transformers); the one is
-    added in float32, so a weight below the resolution of its dtype at 1 still counts. Rows of
-    zeros, of NaN and of infinities are as in ``rms_norm``.
+    added in float32 (float64 for float64 ``x``), so a weight below the resolution of its dtype at 1
+    still counts. Rows of zeros, of NaN and of infinities are as in ``rms_norm``.
 
     Args:
         x: [..., d], floating point, any leading dimensions; empty gives empty.

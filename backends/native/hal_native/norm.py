@@ -35,14 +35,20 @@ def fused_add_rms_norm(
     return _rounded(normed, x.dtype), _rounded(total, residual.dtype)
 
 
+def _one_more(weight: Tensor, *of: Tensor) -> Tensor:
+    """``1 + weight`` as exact as the norm ``of`` these is computed."""
+    exact = any(each.dtype == torch.float64 for each in of)
+    return 1 + (weight.double() if exact else wide(weight))
+
+
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    return rms_norm(x, 1 + wide(weight), eps)
+    return rms_norm(x, _one_more(weight, x), eps)
 
 
 def gemma_fused_add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    return fused_add_rms_norm(x, residual, 1 + wide(weight), eps)
+    return fused_add_rms_norm(x, residual, _one_more(weight, x, residual), eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Tensor:

@@ -47,6 +47,8 @@ def samples(seed: int, arguments: Callable[[Tensor], tuple[Any, ...]]) -> Iterat
         yield Sample(f"3x{size}", arguments(make(3, size)), kwargs)
     for kwargs in variants():
         yield Sample(described(kwargs), arguments(make(5, 136)), kwargs)
+    packed = {"dtype": torch.int8, "scale_layout": "tma", "ue8m0": True}
+    yield Sample("no columns, packed", arguments(make(5, 0)), packed)
     for dtype in DTYPES:
         yield Sample(f"{dtype}", arguments(make(5, 72).to(dtype)), {"group_size": 16})
         yield Sample(f"{dtype} static", arguments(make(5, 72).to(dtype)), {"scale": STATIC})

@@ -137,9 +137,8 @@ def quantise(
         codes = encoded(grouped, made[:, :, None], KIND, LARGEST, True)
         tl.store(where, tl.reshape(codes, (ROWS, BLOCK)), mask)
         group = first // GROUP + tl.arange(0, GROUPS)[None, :]
-        kept = there & (group * GROUP < columns)
-        if GROUP == BLOCK:  # A row without columns has a scale too.
-            kept = there & (group == 0)
+        scaled_to = tl.maximum(columns, 1)  # A row without columns has a scale too.
+        kept = there & (group * GROUP < scaled_to)
         to = scale + matrix.to(tl.int64) * scale_matrix + within.to(tl.int64) * scale_row
         if scale.dtype.element_ty == tl.int32:
             exponent = tl.where(kept, exponent_above(made), 0)
@@ -148,10 +147,10 @@ def quantise(
             fours = tl.reshape(exponent, (ROWS, GROUPS // BYTES, BYTES))
             word = tl.sum(fours << (tl.arange(0, BYTES) * 8)[None, None, :], 2)
             place = first // (GROUP * 4) + tl.arange(0, GROUPS // BYTES)[None, :]
-            inside = (within < room) & (place * (GROUP * 4) < columns)
+            inside = (within < room) & (place * (GROUP * 4) < scaled_to)
             tl.store(to + place.to(tl.int64) * scale_stride, word, inside)
         else:
-            inside = (within < room) & (group * GROUP < tl.maximum(columns, 1))
+            inside = (within < room) & (group * GROUP < scaled_to)
             tl.store(to + group.to(tl.int64) * scale_stride, tl.where(kept, made, 0.0), inside)
 
 
