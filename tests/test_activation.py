@@ -224,3 +224,9 @@ def test_an_infinite_gate_passes_the_other_half(op: str, size: int) -> None:
     # torch's GELU of contiguous float32 says NaN.
     gate, up = torch.full((size,), INF), torch.full((size,), -2.0)
     assert getattr(hal.ops, op)(torch.cat((gate, up))).tolist() == [-INF] * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_limit_beyond_the_numbers_does_not_clamp(dtype: torch.dtype) -> None:
+    x = torch.tensor([[9.0, 8.0, -3.0, -60.0]], dtype=dtype)
+    assert torch.equal(swigluoai_and_mul(x, 1.7, 1e300), swigluoai_and_mul(x, 1.7, math.inf))

@@ -171,3 +171,9 @@ def test_a_power_of_two_as_scale_is_taken_back_exactly(seed: int, power: int) ->
     scale = 2.0**power
     store_kv_cache_(exact * scale, exact, cache, cache.clone(), torch.arange(4), k_scale=scale)
     assert torch.equal(cache[0].float() * scale, exact * scale)
+
+
+def test_a_scale_beyond_float32_leaves_zeros() -> None:
+    k, cache = torch.tensor([[[3.0, -3.0]]]), torch.ones(1, 1, 1, 2).to(E4M3)
+    store_kv_cache_(k, k, cache, cache.clone(), torch.tensor([0]), k_scale=1e300)
+    assert not cache.float().any()

@@ -110,6 +110,16 @@ def test_a_softmax_without_any_token_is_zeros_and_nan_stays_in_its_row(temperatu
     assert probs[2, 2] == 0
 
 
+def test_numbers_beyond_float32_are_as_infinity() -> None:
+    probs = torch.tensor([[0.5, 0.125, 0.25]])
+    assert torch.equal(softmax(probs, temperature=1e300), torch.full((1, 3), 1 / 3))
+    assert torch.equal(top_p_renorm(probs, 1e300), top_p_renorm(probs, INF))
+    assert torch.equal(top_p_renorm(probs, -1e300), top_p_renorm(probs, -INF))
+    assert torch.equal(min_p_renorm(probs, 1e300), torch.tensor([[1.0, 0.0, 0.0]]))
+    drawn = sample(probs, top_p=1e300, min_p=-1e300, seed=3, offset=0)
+    assert torch.equal(drawn, sample(probs, seed=3, offset=0))
+
+
 def test_a_small_temperature_does_not_overflow() -> None:
     probs = softmax(torch.tensor([[3e38, -3e38, 3e38]]), temperature=1e-30)
     assert probs.tolist() == [[0.5, 0, 0.5]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import gelu, relu, silu
 
-from hal_native.arithmetic import wide
+from hal_native.arithmetic import fitting, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ def gelu_tanh_and_mul(x: Tensor) -> Tensor:
 
 
 def swigluoai_and_mul(x: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    limit = fitting(limit, wide(x).dtype)
     gate = wide(x[..., 0::2]).clamp(max=limit)
     up = wide(x[..., 1::2]).clamp(-limit, limit)
     return ((up + 1) * gate * (alpha * gate).sigmoid()).to(x.dtype).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,3 +21,8 @@ def padded(x: Tensor, columns: int) -> Tensor:
     """``x`` [..., k] with zeros behind its columns, or cut, to [..., columns]."""
     # torch 2.7 does not trace the padding of no columns by none.
     return x if columns == x.shape[-1] else pad(x, (0, columns - x.shape[-1]))
+
+
+def fitting(value: float, dtype: torch.dtype) -> float:
+    """A number as ``dtype`` has it, infinite past its range, where torch raises instead."""
+    return math.copysign(math.inf, value) if abs(value) > torch.finfo(dtype).max else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hal_native.arithmetic import wide
+from hal_native.arithmetic import fitting, wide
 from hal_native.quant import encode
 
 
@@ -13,7 +13,7 @@ def per_head(scale: Tensor | float | None, x: Tensor) -> Tensor:
     """A scale in the shape and dtype that multiplies or divides ``x`` [..., kv_heads, head_dim]."""
     if isinstance(scale, Tensor):
         return scale.to(x.dtype).reshape(-1, 1)
-    return x.new_full((1, 1), 1.0 if scale is None else scale)
+    return x.new_full((1, 1), 1.0 if scale is None else fitting(scale, x.dtype))
 
 
 def cached(x: Tensor, dtype: torch.dtype, scale: Tensor | float | None) -> Tensor:

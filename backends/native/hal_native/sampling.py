@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hal_native.arithmetic import padded, wide
+from hal_native.arithmetic import fitting, padded, wide
 from hal_native.philox import halves, philox4x32
 
 
@@ -76,6 +76,7 @@ def _beside(value: Tensor | float, x: Tensor, dtype: torch.dtype) -> Tensor:
     """One number, or one for each row of ``x``, as a tensor that broadcasts over the columns."""
     if isinstance(value, Tensor):
         return value.to(dtype).unsqueeze(-1)
+    value = fitting(value, dtype) if dtype.is_floating_point else value
     return torch.full((1,), value, dtype=dtype, device=x.device)
 
 
