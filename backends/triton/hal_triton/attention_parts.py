@@ -31,6 +31,8 @@ __all__ = [
 _LOG2E = 1.4426950408889634
 _FAR = 2**30 - 1
 """More than any distance, and so little that the sum of two is an int32."""
+_LEAST_SCALE = 2.0**-126
+"""One that float32 has as 0 would make NaN of keys that are not seen; all such count as 0."""
 _LEAST = 16
 """Columns and rows of a tile that is multiplied."""
 
@@ -95,6 +97,7 @@ class Scores(NamedTuple):
     ) -> Scores:
         """As ops take it."""
         left, right = (_FAR if side < 0 else min(side, _FAR) for side in window)
+        scale = scale if abs(scale) >= _LEAST_SCALE else 0.0
         size = abs(scale) or 1.0
         sign = math.copysign(1.0, scale) if scale else 0.0
         inner, outer = (size / softcap, 1.0) if softcap else (0.0, size)
