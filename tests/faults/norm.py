@@ -91,17 +91,10 @@ edit(
     "_rounded(total, residual.dtype)",
     "_rounded(normed, residual.dtype)",
 )
-GEMMA = "rms_norm(x, 1 + wide(weight), eps)\n\n\ndef gemma_fused"
-edit("gemma_rms_norm", "weight without its one", OFF, GEMMA, GEMMA.replace("1 + ", ""))
-edit(
-    "gemma_rms_norm",
-    "one added in the weight's dtype",
-    OFF,
-    GEMMA,
-    GEMMA.replace("wide(weight)", "weight"),
-)
-GEMMA = "fused_add_rms_norm(x, residual, 1 + wide(weight), eps)"
-edit("gemma_fused_add_rms_norm", "weight without its one", OFF, GEMMA, GEMMA.replace("1 + ", ""))
+ONE_MORE = "return 1 + (weight.double() if exact else wide(weight))"
+for op in "gemma_rms_norm", "gemma_fused_add_rms_norm":
+    edit(op, "weight without its one", OFF, ONE_MORE, ONE_MORE.replace("1 + ", ""))
+    edit(op, "one added in the weight's dtype", OFF, ONE_MORE, "return 1 + weight")
 
 LAYER = "layer_norm"
 CENTRE = "centred = wide(x) - wide(x).mean(-1, keepdim=True)"
