@@ -27,8 +27,6 @@ def run(*arguments: str, **environment: str) -> str:
 
 
 UNKNOWN = """
-import torch
-import hal
 {readme}
 import hal.testing.simulated
 assert simulate("example") is example is torch.example is torch.get_device_module("example")
@@ -41,7 +39,8 @@ def test_a_device_that_hal_has_never_heard_of_takes_three_lines() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     section = page.partition("## A device without hardware\n")[2]
     readme = section.partition("```python\n")[2].partition("```")[0].strip()
-    assert len([line for line in readme.splitlines() if line]) == 3
+    assert readme.startswith("import torch\n\nimport hal\n")
+    assert len([line for line in readme.splitlines()[3:] if line]) == 3
     found = run("-c", UNKNOWN.format(readme=readme), PYTHONWARNINGS="ignore")
     assert found.splitlines() == ["example:0 4 8", "example:0 cpu True simulated example"]
 
